@@ -1,0 +1,24 @@
+"""RoBERTa-PreLayerNorm for PyTorch, TensorFlow and JAX/Flax, with the proof that the three are one model.
+
+Pick a backend by its import path: `roberta_pln.pt`, `roberta_pln.tf` or `roberta_pln.flax`. This module imports none.
+
+| question | file |
+|---|---|
+| What sizes and switches does a model have? | `config.py` |
+| Which parameters does it have, and of what shape? | `schema.py` |
+| What does a call return? | `outputs.py` |
+| Which numbers must agree everywhere? | `numerics.py` |
+| Which inputs are refused, and with what words? | `checks.py` |
+| What do other libraries call a parameter? | `names.py` |
+| How is a checkpoint read and written? | `checkpoint/` |
+| How does text become ids? | `tokenizer.py` |
+| Do two backends compute the same? | `parity.py` |
+| What does the command line do? | `cli.py` |
+| How is the model computed? | `pt/`, `tf/`, `flax/`, which read alike |
+"""
+
+from roberta_pln.config import ConfigError, RobertaPreLayerNormConfig
+
+__version__ = "0.1.0"
+
+__all__ = ["ConfigError", "RobertaPreLayerNormConfig", "__version__"]

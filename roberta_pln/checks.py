@@ -1,0 +1,116 @@
+"""What a call refuses, with the same error type and words in every backend.
+
+Every function looks at shapes and plain numbers only, so that a backend can call it while tracing. Whatever needs the
+values of a tensor takes them as numbers that the backend has read; compiled code, which cannot read them, gives NaN
+for ids that are out of range.
+"""
+
+from __future__ import annotations
+
+from roberta_pln.config import RobertaPreLayerNormConfig
+
+Shape = tuple[int | None, ...]
+"""Lengths of a tensor's axes; None where a traced graph leaves one open."""
+
+
+class InputError(ValueError):
+    """A call's arguments break a rule; the message names the rule, the value seen and the remedy."""
+
+
+def one_of_ids_and_embeds(has_input_ids: bool, has_inputs_embeds: bool) -> None:
+    """Exactly one of `input_ids` and `inputs_embeds` is needed."""
+    if has_input_ids and has_inputs_embeds:
+        raise InputError("You cannot specify both input_ids and inputs_embeds at the same time")
+    if not has_input_ids and not has_inputs_embeds:
+        raise InputError("You have to specify either input_ids or inputs_embeds")
+
+
+def integer(name: str, dtype: str) -> None:
+    """Ids and labels are integers; `dtype` is the name of the tensor's type."""
+    if "int" not in dtype:
+        raise InputError(f"{name} must be integers, got {dtype}")
+
+
+def shape(name: str, seen: Shape, *allowed: Shape) -> None:
+    """A tensor has one of the allowed shapes; None stands for any length."""
+    if not any(_fits(seen, shape) for shape in allowed):
+        wanted = " or ".join(_text(shape) for shape in allowed)
+        raise InputError(f"{name} must have shape {wanted}, got {_text(seen)}")
+
+
+def attention_mask(name: str, seen: Shape, batch: int | None, queries: int | None, keys: int | None) -> None:
+    """A mask is (B, S), or the complete pattern as (B, T, S), (B, 1, T, S) or (B, H, T, S)."""
+    shape(name, seen, (batch, keys), (batch, queries, keys), (batch, None, queries, keys))
+
+
+def head_mask(seen: Shape, config: RobertaPreLayerNormConfig) -> None:
+    """A head mask is (H,) for all layers, or (N, H)."""
+    heads = config.num_attention_heads
+    shape("head_mask", seen, (heads,), (config.num_hidden_layers, heads))
+
+
+def sequence_length(tokens: int | None, past: int, config: RobertaPreLayerNormConfig, automatic: bool) -> None:
+    """A sequence fits the position table.
+
+    Args:
+        tokens: tokens of this call, None when a traced graph leaves it open.
+        past: tokens in the cache.
+        config: the model's config.
+        automatic: whether the model numbers the positions itself; explicit ones are checked by value.
+    """
+    if tokens is None:
+        return
+    if automatic and config.position_embedding_type == "absolute":
+        limit, rule = config.max_sequence_length, "max_position_embeddings - pad_token_id - 1"
+    elif config.position_embedding_type != "absolute":
+        limit, rule = config.max_position_embeddings, "max_position_embeddings"
+    else:
+        return
+    if past + tokens > limit:
+        seen = f"{past + tokens}" if past == 0 else f"{past + tokens} ({past} cached and {tokens} new)"
+        raise InputError(
+            f"a sequence must have at most {limit} tokens ({rule}), got {seen}: shorten it, split it into windows, or "
+            f"use a checkpoint with a longer position table"
+        )
+
+
+def in_range(name: str, lowest: int, highest: int, size: int, size_name: str) -> None:
+    """Ids select rows of a table: none is below 0 or not below the table's size."""
+    if lowest < 0 or highest >= size:
+        seen = lowest if lowest < 0 else highest
+        raise InputError(f"{name} must be at least 0 and below {size_name} ({size}), got {seen}")
+
+
+def labels_in_range(name: str, lowest: int, highest: int, size: int, ignore_index: int) -> None:
+    """Labels that are not ignored name a class; `lowest` and `highest` are taken over those."""
+    if lowest < 0 or highest >= size:
+        seen = lowest if lowest < 0 else highest
+        raise InputError(f"{name} must be at least 0 and below {size}, or {ignore_index} to be ignored, got {seen}")
+
+
+def encoder_states(config: RobertaPreLayerNormConfig) -> None:
+    """Encoder states need layers that read them."""
+    if config.is_decoder and not config.add_cross_attention:
+        raise InputError(
+            "If `encoder_hidden_states` are passed, the model has to be instantiated with cross-attention layers by "
+            "setting `config.add_cross_attention=True`"
+        )
+
+
+def chunks(tokens: int | None, size: int) -> None:
+    """`chunk_size_feed_forward` divides the sequence."""
+    if tokens is not None and tokens % size:
+        raise InputError(
+            f"the sequence length must be a multiple of chunk_size_feed_forward ({size}), got {tokens}: pad the batch "
+            f"or set chunk_size_feed_forward to 0"
+        )
+
+
+def _fits(seen: Shape, wanted: Shape) -> bool:
+    return len(seen) == len(wanted) and all(a == b or a is None or b is None for a, b in zip(seen, wanted, strict=True))
+
+
+def _text(shape: Shape) -> str:
+    return (
+        "(" + ", ".join("any" if length is None else str(length) for length in shape) + ("," * (len(shape) == 1)) + ")"
+    )

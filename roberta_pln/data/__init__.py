@@ -1,0 +1,9 @@
+"""What masked-language-model training needs around the model, in NumPy alone.
+
+| question | file |
+|---|---|
+| Where does a text come from, and which part is held out? | `corpus.py` |
+| How do lines become rows and batches? | `packing.py` |
+| Which tokens are hidden? | `masking.py` |
+| How good are the predictions, and what would a count table reach? | `evaluation.py` |
+"""

@@ -1,0 +1,87 @@
+"""Texts as documents of lines, and the part of them that training never sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import Final
+
+Document = list[str]
+"""Lines that follow one another, such as the verses of a chapter."""
+
+HELD_OUT_EVERY: Final = 20
+HELD_OUT_FIRST: Final = 10
+"""Documents 10, 30, 50, ... (counted from 0) are held out."""
+
+
+def read_documents(path: str | os.PathLike[str]) -> list[Document]:
+    """Read a UTF-8 text: one line per verse or sentence, blank lines between documents.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it holds too few documents to hold any out.
+    """
+    blocks = re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8"))
+    documents = [[line.strip() for line in block.splitlines() if line.strip()] for block in blocks]
+    documents = [document for document in documents if document]
+    if len(documents) <= HELD_OUT_FIRST:
+        raise ValueError(
+            f"{path} must hold more than {HELD_OUT_FIRST} documents so that some can be held out, got "
+            f"{len(documents)}: put a blank line between documents (chapters, articles)"
+        )
+    return documents
+
+
+def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
+    """Training documents and held-out documents; whole documents, by position alone."""
+    held_out = range(HELD_OUT_FIRST, len(documents), HELD_OUT_EVERY)
+    training = [document for index, document in enumerate(documents) if index not in held_out]
+    return training, [documents[index] for index in held_out]
+
+
+# ---------------------------------------------------------------------- the King James Bible of Debian's bible-kjv-text
+
+_COMPRESS_HEADER: Final = b"\x1f\x9d\x90"
+"""compress(1): magic number, block mode, codes of up to 16 bits."""
+_WINDOWS_AT: Final = 0x54
+_VERSE: Final = re.compile(r"(\d?[A-Za-z]+\d+):\d+ (.+)")
+
+
+def read_bible(path: str | os.PathLike[str]) -> list[Document]:
+    """Read the chapters of `bible.data`, the text file of Debian's package bible-kjv-text.
+
+    The file holds its text in windows, each compressed by itself by compress(1) without that program's header. At byte
+    0x54 stand, as big-endian 32-bit numbers, the size of a window, their number n, and n + 1 offsets. The text has one
+    verse per line, `Ge1:1 In the beginning ...`, after one title line.
+
+    Raises:
+        FileNotFoundError: when there is no such file, or no gzip program, which undoes compress(1).
+        ValueError: when the file is not laid out so.
+    """
+    data = Path(path).read_bytes()
+    try:
+        size, count = struct.unpack_from(">II", data, _WINDOWS_AT)
+        offsets = struct.unpack_from(f">{count + 1}I", data, _WINDOWS_AT + 8)
+    except struct.error as error:
+        raise ValueError(f"{path} is not the text file of bible-kjv-text: {error}") from error
+    windows = [_expand(data[start:end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    if any(len(window) != size for window in windows[:-1]):
+        raise ValueError(f"{path} must expand to windows of {size} bytes, got other sizes: the file is damaged")
+    return _chapters(b"".join(windows).decode("ascii"))
+
+
+def _expand(window: bytes) -> bytes:
+    return subprocess.run(["gzip", "-dc"], input=_COMPRESS_HEADER + window, capture_output=True, check=True).stdout
+
+
+def _chapters(text: str) -> list[Document]:
+    chapters: dict[str, Document] = {}
+    for line in text.splitlines()[1:]:
+        verse = _VERSE.fullmatch(line.strip())
+        if verse is None:
+            raise ValueError(f"a line must be a verse such as 'Ge1:1 In the beginning', got {line!r}")
+        chapters.setdefault(verse[1], []).append(verse[2].strip())
+    return list(chapters.values())

@@ -1,0 +1,79 @@
+"""Choosing and hiding the tokens that a masked language model has to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED: Final = -100
+"""Label of a position that is not predicted; every loss of this library skips it."""
+
+SCHEMES: Final = ("always", "80-10-10")
+Scheme = Literal["always", "80-10-10"]
+
+
+def mask_tokens(
+    input_ids: NDArray[Any],
+    rng: np.random.Generator,
+    rate: float,
+    mask_token_id: int,
+    special_ids: Collection[int],
+    scheme: Scheme = "always",
+    vocab_size: int | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hide a random part of the tokens.
+
+    Every token that is not special is predicted with probability `rate`, independently of the others. If that picks
+    none, one of them is picked uniformly, so a batch always has a label. A predicted token is then replaced:
+
+    - `"always"`: by `<mask>` (Wettig et al. 2023, "Should You Mask 15% in Masked Language Modeling?", section 5);
+    - `"80-10-10"`: by `<mask>` with probability 0.8, by a token drawn uniformly from the vocabulary less the special
+      ids with probability 0.1, and kept otherwise (Devlin et al. 2019, section 3.1).
+
+    Args:
+        input_ids: integers of any shape, usually (B, T); not changed.
+        rng: the only source of randomness. Draws, in this order: one uniform number per id; one integer, only if none
+            was picked; for `"80-10-10"` one uniform number per id, then one integer per id.
+        rate: in (0, 1].
+        mask_token_id: id of `<mask>`.
+        special_ids: ids that are never predicted; must hold `<pad>`, `<s>` and `</s>`.
+        scheme: one of `SCHEMES`.
+        vocab_size: number of ids; only `"80-10-10"` needs it.
+
+    Returns:
+        The new ids and the labels, int64, both of the shape of `input_ids`. Labels are the old ids where a token is
+        predicted and `IGNORED` elsewhere.
+
+    Raises:
+        ValueError: when `rate` or `scheme` is not as above, when all ids are special, or when `"80-10-10"` has no
+            `vocab_size` or no id that is not special.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate must be in (0, 1], got {rate}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    ids = np.array(input_ids, dtype=np.int64)
+    special = np.array(sorted(special_ids), dtype=np.int64)
+    candidates = ~np.isin(ids, special)
+    if not candidates.any():
+        raise ValueError("at least one token must not be special, or nothing can be predicted")
+
+    predicted = candidates & (rng.random(ids.shape) < rate)
+    if not predicted.any():
+        predicted.flat[rng.choice(np.flatnonzero(candidates))] = True
+    labels = np.where(predicted, ids, IGNORED)
+    if scheme == "always":
+        return np.where(predicted, mask_token_id, ids), labels
+
+    if vocab_size is None:
+        raise ValueError("scheme '80-10-10' draws random tokens: pass vocab_size")
+    ordinary = np.setdiff1d(np.arange(vocab_size), special)
+    if not ordinary.size:
+        raise ValueError(f"at least one of the {vocab_size} ids must not be special to draw random tokens")
+    fate = rng.random(ids.shape)
+    drawn = rng.choice(ordinary, size=ids.shape)
+    replaced = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, drawn, ids))
+    return np.where(predicted, replaced, ids), labels

@@ -1,0 +1,66 @@
+"""Numbers and meanings that must agree in every backend, each stated once.
+
+Masks. A score that a mask hides gets `finfo(dtype).min` added, once, where `dtype` is the one the softmax is computed
+in: every hidden score of a row then rounds to the same finite value, so a row that sees no key at all attends
+uniformly to every key, in every dtype, without NaN.
+
+Softmax and LayerNorm are computed in at least float32 whatever the model's dtype. The variance is the biased one, by
+two passes (mean first, then the mean of squared deviations); the epsilon is inside the square root.
+
+Dropout scales survivors by 1 / (1 - rate), draws independently for every element, and gives zeros at rate 1.
+
+Losses are means in at least float32 over the labels that are not `IGNORE_INDEX`; the mean over no labels is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+IGNORE_INDEX: Final = -100
+"""A label of this value takes no part in the loss."""
+
+ACTIVATIONS: Final = (
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "swish",
+    "tanh",
+)
+"""Names of the activations. Each backend's `activations.py` has one function under each name:
+
+| name | value at x |
+|---|---|
+| `gelu`, `gelu_python` | x Phi(x), the exact form through erf |
+| `gelu_new`, `gelu_fast`, `gelu_accurate`, `gelu_pytorch_tanh`, `gelu_python_tanh` | 0.5 x (1 + tanh(sqrt(2/pi) (x + GELU_CUBIC x^3))) |
+| `gelu_10` | the exact form, clipped to [-10, 10] |
+| `quick_gelu` | x sigmoid(QUICK_GELU_SCALE x) |
+| `laplace` | 0.5 (1 + erf((x - LAPLACE_MEAN) / (LAPLACE_STD sqrt(2)))) |
+| `leaky_relu` | x, or LEAKY_RELU_SLOPE x below zero |
+| `linear` | x |
+| `mish` | x tanh(log(1 + exp(x))) |
+| `relu`, `relu2`, `relu6` | max(x, 0), its square, its minimum with 6 |
+| `sigmoid`, `tanh` | the functions of that name |
+| `silu`, `swish` | x sigmoid(x) |
+"""
+
+GELU_CUBIC: Final = 0.044715
+GELU_CLIP: Final = 10.0
+QUICK_GELU_SCALE: Final = 1.702
+LAPLACE_MEAN: Final = 0.707107
+LAPLACE_STD: Final = 0.282095
+LEAKY_RELU_SLOPE: Final = 0.01

@@ -1,0 +1,102 @@
+"""The records that models return, the same in all three backends.
+
+Axis letters, here and in every shape comment: B batch, T query tokens, S key tokens (T plus the cache), D hidden,
+H heads, K head size, F intermediate, V vocabulary, L labels, C choices, N layers.
+
+A record is read by attribute, by key or by index. A field whose value is None is left out of keys, indices, slices,
+iteration and length, and reads None as an attribute; so with labels `record[0]` is the loss. Every backend registers
+the records with its own tree utilities when it is imported, so they pass through `torch.compile`, `torch.export`,
+`tf.function`, Keras, `jax.jit` and `jax.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+Array = Any
+"""A tensor of the backend in use."""
+
+
+@dataclass(eq=False)
+class ModelOutput:
+    """Base of all records."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields that are present, in order."""
+        return tuple(item.name for item in fields(self) if getattr(self, item.name) is not None)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Values of the fields that are present, in order."""
+        return tuple(getattr(self, name) for name in self.keys())
+
+    values = to_tuple
+
+    def plain(self) -> tuple[Any, ...]:
+        """What a call with `return_dict=False` returns."""
+        return self.to_tuple()
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        """Pairs of name and value of the fields that are present."""
+        return tuple((name, getattr(self, name)) for name in self.keys())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a field, or `default` when it is absent."""
+        return getattr(self, name) if name in self.keys() else default
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.keys():
+            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    # TensorFlow's nest walks dataclasses that have these two.
+
+    def __tf_flatten__(self) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        return self.keys(), self.to_tuple()
+
+    @classmethod
+    def __tf_unflatten__(cls, names: tuple[str, ...], values: tuple[Any, ...]) -> ModelOutput:
+        return cls(**dict(zip(names, values, strict=True)))
+
+
+@dataclass(eq=False)
+class BaseModelOutput(ModelOutput):
+    """What the base model returns."""
+
+    last_hidden_state: Array  # (B, T, D), after the final LayerNorm
+    pooler_output: Array | None = None  # (B, D), tanh of a dense layer over the first token
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D): embeddings, then each layer; no final norm
+    past_key_values: Any | None = None  # the decoder's cache, in the backend's own form
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, S), after dropout and head mask
+    cross_attentions: tuple[Array, ...] | None = None  # N items (B, H, T, encoder tokens)
+
+    def plain(self) -> tuple[Any, ...]:
+        """As transformers has it: None in place of a pooler that is not there, and the cache before the states."""
+        rest = (self.past_key_values, self.hidden_states, self.attentions, self.cross_attentions)
+        return (self.last_hidden_state, self.pooler_output, *(value for value in rest if value is not None))
+
+
+@dataclass(eq=False)
+class MaskedLMOutput(ModelOutput):
+    """What the masked language model returns."""
+
+    loss: Array | None = None  # (), mean cross entropy over the labels that are not -100; NaN if there is none
+    logits: Array | None = None  # (B, T, V), unnormalised log-probabilities
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, T)
+
+
+RECORDS = (BaseModelOutput, MaskedLMOutput)
+"""All records, for the backends to register."""

@@ -1,0 +1,183 @@
+"""Attention: project, score, combine; and the masks that say which keys a query sees."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roberta_pln.config import RobertaPreLayerNormConfig
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values, each (B, H, S, K)."""
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(q k^T / sqrt(K) + bias) v, with relative position terms if the config asks for them.
+
+    Args:
+        config: the model's config.
+        kept_heads: the heads that are there, in the original numbering (pruning leaves gaps).
+        relative: whether queries and keys also meet a distance embedding.
+    """
+
+    def __init__(self, config: RobertaPreLayerNormConfig, kept_heads: list[int], relative: bool) -> None:
+        super().__init__()
+        self.kept_heads = kept_heads
+        self.num_heads, self.head_size = len(kept_heads), config.head_size
+        size = self.num_heads * self.head_size
+        self.query = nn.Linear(config.hidden_size, size)
+        self.key = nn.Linear(config.hidden_size, size)
+        self.value = nn.Linear(config.hidden_size, size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.relative_query = relative
+        self.relative_key = relative and config.position_embedding_type == "relative_key_query"
+        if relative:
+            self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, config.head_size)
+
+    def project(self, hidden_states: Tensor) -> KeyValue:
+        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
+        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
+
+    def split(self, states: Tensor) -> Tensor:
+        """(B, T, H * K) -> (B, H, T, K)."""
+        return states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        key_value: KeyValue,
+        bias: Tensor | None,
+        head_mask: Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        query = self.split(self.query(hidden_states))  # (B, H, T, K)
+        key, value = key_value
+        if self.is_plain(query, head_mask, output_attentions):
+            bias = None if bias is None else bias.to(query.dtype)
+            context, attentions = F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+        else:
+            attentions = self.combine(self.score(query, key), bias, head_mask).to(value.dtype)  # (B, H, T, S)
+            context = attentions @ value  # (B, H, T, K)
+        return context.transpose(1, 2).flatten(2), attentions if output_attentions else None
+
+    def is_plain(self, query: Tensor, head_mask: Tensor | None, output_attentions: bool) -> bool:
+        """Whether the fused kernel computes this call.
+
+        It does not return probabilities, its gradient is wrong in rows that see no key (it takes each probability to
+        be 1 there), and in float16 its masked score is too small to give such a row equal probabilities.
+        """
+        dropout = self.training and self.dropout.p > 0
+        special = output_attentions or head_mask is not None or self.relative_query or dropout
+        return not special and not torch.is_grad_enabled() and query.dtype != torch.float16
+
+    def score(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""
+        scores = query @ key.transpose(-1, -2)
+        if self.relative_query:
+            distances = self.distances(query.shape[2], key.shape[2])  # (T, S, K)
+            scores = scores + torch.einsum("bhtk,tsk->bhts", query, distances)
+            if self.relative_key:
+                scores = scores + torch.einsum("bhsk,tsk->bhts", key, distances)
+        return scores / math.sqrt(self.head_size)
+
+    def distances(self, queries: int, keys: int) -> Tensor:
+        """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
+        device = self.distance_embedding.weight.device
+        query_positions = torch.arange(keys - queries, keys, device=device)
+        key_positions = torch.arange(keys, device=device)
+        zero = self.distance_embedding.num_embeddings // 2
+        return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
+
+    def combine(self, scores: Tensor, bias: Tensor | None, head_mask: Tensor | None) -> Tensor:
+        """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
+        scores = scores.to(softmax_dtype(scores.dtype))
+        probabilities = self.dropout(torch.softmax(scores if bias is None else scores + bias, dim=-1))
+        if head_mask is None:
+            return probabilities
+        return probabilities * head_mask[self.kept_heads][:, None, None].to(probabilities.dtype)
+
+
+class AttentionOutput(nn.Module):
+    """The dense layer behind the heads."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, num_heads: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(num_heads * config.head_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.dropout(self.dense(context))
+
+
+class Attention(nn.Module):
+    """The attention branch of a layer: x + dense(attention(LN(x))).
+
+    Self-attention normalises queries, keys and values alike; cross-attention takes the encoder's states as they are.
+    """
+
+    def __init__(self, config: RobertaPreLayerNormConfig, layer: int, cross: bool) -> None:
+        super().__init__()
+        pruned = [] if cross else config.pruned_heads.get(layer, [])
+        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        relative = config.position_embedding_type != "absolute" and not cross
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = MultiHeadAttention(config, kept_heads, relative)
+        self.output = AttentionOutput(config, len(kept_heads))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        bias: Tensor | None,
+        head_mask: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        past: KeyValue | None,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None, KeyValue]:
+        normalised = self.LayerNorm(hidden_states)
+        if encoder_hidden_states is None:
+            key_value = extend(past, self.self.project(normalised))
+        else:
+            key_value = self.self.project(encoder_hidden_states) if past is None else past
+        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions)
+        return hidden_states + self.output(context), attentions, key_value
+
+
+def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
+    """The cache with new keys and values behind it."""
+    if past is None:
+        return new
+    return torch.cat((past[0], new[0]), dim=2), torch.cat((past[1], new[1]), dim=2)
+
+
+def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that scores are added up in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def attention_bias(
+    mask: Tensor | None, queries: int, keys: int, causal: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
+
+    Args:
+        mask: (B, S) keys to keep, or the complete pattern as (B, T, S) or (B, H, T, S); an entry of 1 or more keeps.
+        queries, keys: T and S; the queries are the last of the keys.
+        causal: whether a (B, S) mask, or none, also hides the keys behind each query.
+        dtype: the dtype of the scores.
+        device: where to build a causal pattern.
+
+    Returns:
+        A tensor that broadcasts to (B, H, T, S), or None when every query sees every key.
+    """
+    keep = None
+    if mask is not None:
+        keep = mask.long() > 0
+        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[mask.ndim](keep)
+    if causal and (mask is None or mask.ndim == 2):
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        keep = seen if keep is None else keep & seen
+    if keep is None:
+        return None
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(keep.shape, dtype=dtype, device=device).masked_fill(~keep, hidden)

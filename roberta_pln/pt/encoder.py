@@ -1,0 +1,125 @@
+"""The pre-norm layer and the stack of them."""
+
+import torch
+from torch import Tensor, nn
+
+from roberta_pln import checks
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.outputs import BaseModelOutput
+from roberta_pln.pt.activations import ACTIVATIONS
+from roberta_pln.pt.attention import Attention
+
+LayerCache = tuple[Tensor, ...]
+"""Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward branch: act(dense(LN(x)))."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.activation(self.dense(self.LayerNorm(hidden_states)))
+
+
+class Output(nn.Module):
+    """The second half of the feed-forward branch: dense(x)."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention if the config has it, and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, layer: int) -> None:
+        super().__init__()
+        self.chunk_size = config.chunk_size_feed_forward
+        self.attention = Attention(config, layer, cross=False)
+        if config.add_cross_attention:
+            self.crossattention = Attention(config, layer, cross=True)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        bias: Tensor | None,
+        head_mask: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_bias: Tensor | None,
+        past: LayerCache | None,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, LayerCache]:
+        hidden_states, attentions, cache = self.attention(
+            hidden_states, bias, head_mask, None, None if past is None else past[:2], output_attentions
+        )
+        cross_attentions = None
+        if encoder_hidden_states is not None:
+            cross_past = None if past is None or len(past) < 4 or past[2] is None else past[2:]
+            hidden_states, cross_attentions, cross_cache = self.crossattention(
+                hidden_states, encoder_bias, head_mask, encoder_hidden_states, cross_past, output_attentions
+            )
+            cache = cache + cross_cache
+        return self.feed_forward(hidden_states), attentions, cross_attentions, cache
+
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
+        if self.chunk_size == 0:
+            return hidden_states + self.output(self.intermediate(hidden_states))
+        checks.chunks(hidden_states.shape[1], self.chunk_size)
+        slices = hidden_states.split(self.chunk_size, dim=1)
+        return torch.cat([part + self.output(self.intermediate(part)) for part in slices], dim=1)
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        bias: Tensor | None,
+        head_mask: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_bias: Tensor | None,
+        past_key_values: tuple[LayerCache, ...] | None,
+        use_cache: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> BaseModelOutput:
+        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
+        states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
+        for i, layer in enumerate(self.layer):
+            hidden_states, attention, cross_attention, cache = layer(
+                hidden_states,
+                bias,
+                None if head_mask is None else head_mask[i],
+                encoder_hidden_states,
+                encoder_bias,
+                None if past_key_values is None else past_key_values[i],
+                output_attentions,
+            )
+            states += (hidden_states,) if output_hidden_states else ()
+            attentions += (attention,) if output_attentions else ()
+            cross_attentions += (cross_attention,) if cross_attention is not None else ()
+            caches += (cache,) if use_cache else ()
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=states if output_hidden_states else None,
+            past_key_values=caches if use_cache else None,
+            attentions=attentions if output_attentions else None,
+            cross_attentions=cross_attentions or None,
+        )

@@ -19,13 +19,14 @@ FAMILIES: Final[tuple[Family, ...]] = ("torch", "tf", "flax")
 """Whose names a file may use: transformers' PyTorch, TensorFlow and Flax classes (PyTorch's are the canonical ones)."""
 
 ROBERTA: Final = "roberta."
+"""How names of the efficient-MLM authors' files start, and those of RoBERTa itself."""
 
-PREFIXES: Final = (
-    ("", "", "files of head classes, and every TensorFlow file, hold canonical paths"),
-    ("", f"{PREFIX}.", "PyTorch and Flax files of the base class have no prefix"),
-    (ROBERTA, f"{PREFIX}.", "the efficient-MLM authors' port keeps RoBERTa's attribute name"),
+PREFIXES: Final[tuple[tuple[tuple[Family, ...], str, str, str], ...]] = (
+    (FAMILIES, "", "", "head classes, and every TensorFlow class, save canonical paths"),
+    (("torch", "flax"), "", f"{PREFIX}.", "the base class in PyTorch and Flax saves its parameters without a prefix"),
+    (("torch",), ROBERTA, f"{PREFIX}.", "the efficient-MLM authors' port has RoBERTa's attribute name"),
 )
-"""(stored start of a path, canonical start, reason). At most one of them gives a path of the schema."""
+"""(families, stored start of a path, canonical start, reason). At most one row gives a path of the schema."""
 
 DROPPED: Final = (
     (r"(.+\.)?embeddings\.(position_ids|token_type_ids)", "buffers of old PyTorch files: ranges and zeros"),
@@ -57,8 +58,8 @@ class Name:
 def canonical(family: Family, stored: str) -> Name | None:
     """The canonical name of a stored one (or a second name, a key of `schema.TIES`); None when no rule knows it."""
     path, _, leaf_name = _path(family, stored).rpartition(".")
-    for start, replacement, _ in PREFIXES:
-        if not path.startswith(start):
+    for families, start, replacement, _ in PREFIXES:
+        if family not in families or not path.startswith(start):
             continue
         module = replacement + path.removeprefix(start)
         if f"{module}.{leaf_name}" in TIES and leaf_name == "bias":

@@ -45,6 +45,14 @@ class ModelOutput:
         """The value of a field, or `default` when it is absent."""
         return getattr(self, name) if name in self.keys() else default
 
+    def named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Every array with its name; items of a tuple are numbered, as in `hidden_states.0`."""
+        for name, value in self.items():
+            if isinstance(value, tuple):
+                yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
+            else:
+                yield name, value
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]

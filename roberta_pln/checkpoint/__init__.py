@@ -231,7 +231,8 @@ def _format_of(file: Path) -> str:
 def _canonical(file: Path, contents: Contents) -> tuple[dict[str, list[_Source]], list[str], list[str]]:
     """Sort the stored names into canonical ones, known leftovers, and unknown ones."""
     sources: dict[str, list[_Source]] = {}
-    dropped, foreign = list(contents.copies), []
+    dropped: list[str] = list(contents.copies)
+    foreign: list[str] = []
     for stored_name, tensor in contents.tensors.items():
         target = names.canonical(contents.family, contents.copies.get(stored_name, stored_name))
         if target is None:

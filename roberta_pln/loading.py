@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from roberta_pln import checkpoint, schema
@@ -91,7 +91,7 @@ class Loading:
 
 
 def prepare(
-    path: str | Path | Checkpoint,
+    path: str | os.PathLike[str] | Checkpoint,
     head: str,
     *,
     config: RobertaPreLayerNormConfig | None = None,
@@ -231,4 +231,6 @@ def _warn(opened: Checkpoint, head: str, info: LoadingInfo) -> None:
     if unused:
         texts.append(f"not used: {', '.join(unused)}")
     if texts:
-        warnings.warn(f"{schema.architecture(head)} from {opened.path}: {'. '.join(texts)}", stacklevel=3)
+        warnings.warn(
+            f"{schema.architecture(head)} from {opened.path}: {'. '.join(texts)}", stacklevel=4
+        )  # whoever called from_pretrained

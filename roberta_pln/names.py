@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from roberta_pln import schema
 from roberta_pln.schema import LEAVES, MODULES, PREFIX, TIES, Kind, Leaf
 
 Family = Literal["torch", "tf", "flax"]
@@ -80,14 +81,12 @@ def stored(family: Family, name: str, head: str) -> Name:
 
     PyTorch's paths are joined by dots, the other two's by slashes.
     """
-    path, _, leaf_name = name.rpartition(".")
-    if head == "Model" and family != "tf":
-        path = path.removeprefix(f"{PREFIX}.")
     if family == "torch":
-        return Name(f"{path}.{leaf_name}")
-    leaf = next(leaf for leaf in LEAVES[_KINDS[_template(name.rpartition(".")[0])]] if leaf.name == leaf_name)
+        return Name(schema.path(name, head))
+    path, _, leaf_name = name.rpartition(".")
+    leaf = next(leaf for leaf in LEAVES[_KINDS[_template(path)]] if leaf.name == leaf_name)
     if family == "flax":
-        return Name(f"{path}.{leaf.flax}".replace(".", "/"), leaf.transposed)
+        return Name(f"{schema.path(path, head)}.{leaf.flax}".replace(".", "/"), leaf.transposed)
     tf_leaf = "weight" if path.endswith(".word_embeddings") else leaf.tf
     slashes = re.sub(r"/layer/(\d+)/", r"/layer_._\1/", path.replace(".", "/"))
     return Name(f"{slashes}/{tf_leaf}:0", leaf.transposed)

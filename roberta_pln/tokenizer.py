@@ -1,4 +1,4 @@
-"""Text to ids and back: RoBERTa's byte-level BPE, through the `tokenizers` library (`pip install roberta_pln[text]`)."""
+"""Text to ids and back: RoBERTa's byte-level BPE, through the `tokenizers` library (extra `text`)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Tokenizer:
         """Read a tokenizer.
 
         Args:
-            path: a directory with `tokenizer.json`, or with `vocab.json` and `merges.txt`; or a hub id.
+            path: a directory with `tokenizer.json`, or with `vocab.json` and `merges.txt`; or a hub id. A file stands
+                for its directory.
             options: the hub's keywords (`revision`, `cache_dir`, `token`, `local_files_only`, ...).
 
         Raises:
@@ -289,11 +290,10 @@ def _assemble(library: Any, vocabulary: dict[str, int], merges: list[tuple[str, 
 
 
 def _directory(path: str | os.PathLike[str], options: dict[str, Any]) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
     from roberta_pln.checkpoint import hub
 
-    return Path(hub.find_checkpoint(path, **options))
+    found = hub.find_checkpoint(path, **options)
+    return found if found.is_dir() else found.parent
 
 
 def _parsed(library: Any, path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -131,7 +132,7 @@ class Checkpoint(Mapping[str, Array]):
         return Stored(self.shape(name), self.dtype(name), partial(self.__getitem__, name))
 
 
-def open(path: str | Path, config: RobertaPreLayerNormConfig | None = None) -> Checkpoint:
+def open(path: str | os.PathLike[str], config: RobertaPreLayerNormConfig | None = None) -> Checkpoint:
     """Open a checkpoint; only headers are read.
 
     Args:
@@ -156,7 +157,7 @@ def open(path: str | Path, config: RobertaPreLayerNormConfig | None = None) -> C
 
 def save(
     tensors: Mapping[str, Array],
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     config: RobertaPreLayerNormConfig,
     head: str,
     format: str = "safetensors",

@@ -67,7 +67,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: obj
     sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and (offset, *shape, *strides)
     good = sizes and all(type(size) is int and size >= 0 for size in sizes) and len(shape) == len(strides)
     if not isinstance(storage, _Storage) or not good:
-        raise CheckpointError(f"a tensor needs a storage and sizes, got {storage!r}, {offset!r}, {shape!r}, {strides!r}")
+        raise CheckpointError(f"a tensor needs storage and sizes, got {storage!r}, {offset!r}, {shape!r}, {strides!r}")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -215,7 +215,7 @@ def _stored(path: Path, name: str, tensor: _Tensor, places: _Places) -> Stored:
         if not elements:
             return np.zeros(shape, storage.dtype)
         flat = np.memmap(path, storage.dtype, "r", offset=start, shape=(storage.size,))
-        steps = [stride * storage.dtype.itemsize for stride in strides]
+        steps = [stride * storage.dtype.itemsize * (length > 1) for length, stride in zip(shape, strides, strict=True)]
         view = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
         return np.require(view, requirements=["C", "ALIGNED", "ENSUREARRAY"])
 
@@ -252,7 +252,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     used = archive.start_dir + 30 + len(entry.filename) + 4
     padding = -used % _ALIGNMENT
     entry.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding  # the field that PyTorch pads with
-    archive.writestr(entry, data)  # type: ignore[arg-type]
+    archive.writestr(entry, data)
 
 
 def _tensor(tensor: Stored, key: str) -> bytes:

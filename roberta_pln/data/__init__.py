@@ -6,4 +6,5 @@
 | How do lines become rows and batches? | `packing.py` |
 | Which tokens are hidden? | `masking.py` |
 | How good are the predictions, and what would a count table reach? | `evaluation.py` |
+| What does the card of the trained model say? | `model_card.py` |
 """

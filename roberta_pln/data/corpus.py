@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -42,7 +43,23 @@ def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
     return training, [documents[index] for index in held_out]
 
 
+def sample(held_out: list[Document]) -> list[Document]:
+    """The first two lines of every held-out document: little enough to ship with a model."""
+    return [document[:2] for document in held_out]
+
+
 # ---------------------------------------------------------------------- the King James Bible of Debian's bible-kjv-text
+
+BIBLE_PACKAGE: Final = "bible-kjv-text"
+BIBLE_FILE: Final = "usr/lib/bible.data"
+BIBLE_SOURCE: Final = f"The King James Bible, from Debian's package {BIBLE_PACKAGE}"
+BIBLE_LICENCE: Final = (
+    "The King James translation (1611) is out of copyright. The file that carries it in the Debian package has this "
+    'legend: "Bible Retrieval System. Chip Chapin, Hewlett Packard Company. Initial release, September 5, 1989. Last '
+    "Updated: April 26, 1993. This file is provided for unrestricted use provided that this legend is included on all "
+    "tape media and as a part of the software program in whole or part. Users may copy, modify or distribute this "
+    'file at will. -- Chip Chapin, September 4, 1989"'
+)
 
 _COMPRESS_HEADER: Final = b"\x1f\x9d\x90"
 """compress(1): magic number, block mode, codes of up to 16 bits."""
@@ -67,7 +84,7 @@ def read_bible(path: str | os.PathLike[str]) -> list[Document]:
         offsets = struct.unpack_from(f">{count + 1}I", data, _WINDOWS_AT + 8)
     except struct.error as error:
         raise ValueError(f"{path} is not the text file of bible-kjv-text: {error}") from error
-    windows = [_expand(data[start:end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    windows = [_expand(data[start:end]) for start, end in itertools.pairwise(offsets)]
     if any(len(window) != size for window in windows[:-1]):
         raise ValueError(f"{path} must expand to windows of {size} bytes, got other sizes: the file is damaged")
     return _chapters(b"".join(windows).decode("ascii"))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from roberta_pln.data.corpus import Document
 from roberta_pln.data.masking import IGNORED, mask_tokens
+from roberta_pln.data.packing import batches, encode_documents, pack
 from roberta_pln.tokenizer import Tokenizer
+
+SEED: Final = 0
+BATCH_TOKENS: Final = 4096
+"""Constants of every evaluation, so that numbers of different runs can be compared."""
 
 Predict = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]]
 """(input_ids, attention_mask), both (B, T) -> logits (B, T, V), as an array that NumPy can read."""
@@ -36,13 +43,24 @@ class Scores:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def masked_batches(batches: Iterable[NDArray[np.int64]], tokenizer: Tokenizer, rate: float, seed: int) -> list[Masked]:
-    """Mask batches the same way every time: always `<mask>`, batch i with `default_rng([seed, i])`."""
+def masked_documents(documents: Sequence[Document], tokenizer: Tokenizer, length: int, rate: float) -> list[Masked]:
+    """Documents as masked batches, the same ones at every call.
+
+    The lines fill rows of at most `length` tokens in their order, and the rows batches of at most `BATCH_TOKENS`; batch
+    i is masked with `numpy.random.default_rng([SEED, i])`, always by `<mask>`.
+
+    Args:
+        documents: lines of text, see `corpus.read_documents`.
+        tokenizer: the model's.
+        length: most tokens of a row, special tokens included.
+        rate: probability that a token is predicted, in (0, 1].
+    """
+    rows = pack(encode_documents(documents, tokenizer), length, tokenizer.bos_token_id, tokenizer.eos_token_id)
     masked = []
-    for index, batch in enumerate(batches):
-        rng = np.random.default_rng([seed, index])
-        ids, labels = mask_tokens(batch, rng, rate, tokenizer.mask_token_id, tokenizer.special_ids)
-        masked.append((ids, (batch != tokenizer.pad_token_id).astype(np.int64), labels))
+    for index, batch in enumerate(batches(rows, BATCH_TOKENS, tokenizer.pad_token_id)):
+        rng = np.random.default_rng([SEED, index])
+        input_ids, labels = mask_tokens(batch, rng, rate, tokenizer.mask_token_id, tokenizer.special_ids)
+        masked.append((input_ids, (batch != tokenizer.pad_token_id).astype(np.int64), labels))
     return masked
 
 
@@ -90,7 +108,7 @@ class Counts:
             bos, eos = row[0], row[-1]
         single = pairs.sum(0)
         single[eos] = 0
-        pairs[:, eos] = pairs[:, eos] * 0
+        pairs[:, eos] = 0
         after = np.where(pairs.any(1), pairs.argmax(1), -1)
         pairs[bos] = 0
         before = np.where(pairs.any(0), pairs.argmax(0), -1)
@@ -123,3 +141,42 @@ def _accuracy(masked: Sequence[Masked], guess: Callable[[NDArray[np.int64]], NDA
         right += int((guess(input_ids)[chosen] == labels[chosen]).sum())
         total += int(chosen.sum())
     return right / total
+
+
+# ---------------------------------------------------------------------- sentences to show
+
+EXAMPLES: Final = 8
+EXAMPLE_WORDS: Final = range(8, 21)
+_WORD: Final = re.compile(r"(?<= )[a-z]{4,}\b")
+
+
+class Example(TypedDict):
+    """A sentence with one `<mask>`, and the word that stood there."""
+
+    text: str
+    answer: str
+
+
+def examples(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Example]:
+    """Sentences with one word masked, chosen by a rule that knows no model.
+
+    Of at most `EXAMPLES` documents at equal distances: the first line whose number of words is in `EXAMPLE_WORDS`;
+    masked is its last word of four or more small letters that is one token. A document without one gives no example.
+    """
+    stride = max(1, len(documents) // EXAMPLES)
+    found: list[Example] = []
+    for document in documents[::stride][:EXAMPLES]:
+        line = next((line for line in document if len(line.split()) in EXAMPLE_WORDS), "")
+        words = [word for word in _WORD.finditer(line) if len(tokenizer.encode(f" {word[0]}")) == 3]
+        if words:
+            text = f"{line[: words[-1].start()]}<mask>{line[words[-1].end() :]}"
+            found.append({"text": text, "answer": words[-1][0]})
+    return found
+
+
+def rank(predict: Predict, tokenizer: Tokenizer, example: Example) -> int:
+    """How many tokens a model finds likelier than the answer; 0 is the best."""
+    batch = tokenizer(example["text"])
+    logits = np.asarray(predict(batch["input_ids"], batch["attention_mask"]))  # (1, T, V)
+    at_mask = logits[batch["input_ids"] == tokenizer.mask_token_id][0]  # (V,)
+    return int((at_mask > at_mask[tokenizer.encode(" " + example["answer"])[1]]).sum())

@@ -1,0 +1,83 @@
+"""The model card of a small masked language model, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roberta_pln.data import corpus, evaluation
+
+_TEMPLATE = """# A small RoBERTa-PreLayerNorm
+
+A masked language model with {parameters:,} parameters, stored as {stored_as}, made to try this package and to test it.
+It knows the language of its training text and little else. `scripts/pretrain` trained it and wrote this file;
+`scripts/pretrain --evaluate FOLDER` measures the table below again.
+
+## Text
+
+{trained_on}: {training_lines:,} lines for training, {held_out_lines:,} held out.
+
+Held out are whole documents (chapters): number {first}, and every {every}th after it, counted from 0. Neither the
+model nor the tokenizer saw them in training. What the text itself repeats elsewhere, such as parallel passages, was
+not removed from the training part.
+
+Licence: {licence}
+
+## Quality on the held-out part
+
+Rows of up to {length} tokens; masked tokens are always replaced by `<mask>`; fixed seeds; measured on the files in this
+folder, with arithmetic in float32.
+
+| masked | accuracy | perplexity | bigram baseline | unigram baseline | tokens predicted |
+|---|---|---|---|---|---|
+{scores}
+
+The baselines are accuracies, from counts of the training part. Unigram: always the most frequent token. Bigram: the most
+frequent successor of the left neighbour; if that is masked, the most frequent predecessor of the right neighbour; else
+the most frequent token.
+
+`held_out.txt` holds the first two lines of every held-out document, and `card.json` the scores on them, under `sample`.
+
+`examples.json` holds {examples} held-out sentences with one word masked. A rule chose them, before any model was
+asked: of held-out documents at equal distances, the first line of {fewest} to {most} words; masked is its last word of
+four or more small letters that is one token. The model's first guess is right in {right} of the {examples}; in
+{in_five}, the answer is among its first five guesses.
+
+## Training
+
+{steps:,} of {planned_steps:,} planned steps, {passes} passes over the text, {minutes} minutes.
+
+{recipe}
+"""
+
+_SCORES = "| {masked:.0%} | {accuracy:.1%} | {perplexity:.1f} | {bigram:.1%} | {unigram:.1%} | {tokens:,} |"
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The text of `README.md`.
+
+    Args:
+        card: the content of `card.json`, as `scripts/pretrain` writes it.
+    """
+    scores = [
+        _SCORES.format(
+            masked=float(rate),
+            bigram=score["bigram_accuracy"],
+            unigram=score["unigram_accuracy"],
+            **{name: score[name] for name in ("accuracy", "perplexity", "tokens")},
+        )
+        for rate, score in card["held_out"].items()
+    ]
+    return _TEMPLATE.format(
+        **{name: value for name, value in card.items() if name not in ("recipe", "examples")},
+        examples=card["examples"]["count"],
+        right=card["examples"]["first"],
+        in_five=card["examples"]["in_five"],
+        fewest=evaluation.EXAMPLE_WORDS.start,
+        most=evaluation.EXAMPLE_WORDS.stop - 1,
+        first=corpus.HELD_OUT_FIRST,
+        every=corpus.HELD_OUT_EVERY,
+        length=card["recipe"]["length"],
+        scores="\n".join(scores),
+        minutes=round(card["seconds"] / 60),
+        recipe="\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in card["recipe"].items()),
+    )

@@ -1,0 +1,29 @@
+"""RoBERTa-PreLayerNorm in JAX/Flax (Linen). The same names, files and arguments as `roberta_pln.pt` and `roberta_pln.tf`.
+
+What Flax forces to differ: a model of `roberta_pln.pt` is two objects here, a Linen module that computes
+(`...Module`) and a class that holds its parameters (`...Model`); `deterministic` (module) and `train` (class) replace
+the training mode; dropout takes its key as an argument; the tied decoder reads the word table and has no name of its
+own. `layers.py` has what PyTorch offers ready-made.
+"""
+
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.flax.heads import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormForMaskedLMModule
+from roberta_pln.flax.model import RobertaPreLayerNormModel, RobertaPreLayerNormModule
+from roberta_pln.flax.pretrained import RobertaPreLayerNormPreTrainedModel
+
+# The names that these classes have in transformers.
+FlaxRobertaPreLayerNormForMaskedLM = RobertaPreLayerNormForMaskedLM
+FlaxRobertaPreLayerNormModel = RobertaPreLayerNormModel
+FlaxRobertaPreLayerNormPreTrainedModel = RobertaPreLayerNormPreTrainedModel
+
+__all__ = [
+    "FlaxRobertaPreLayerNormForMaskedLM",
+    "FlaxRobertaPreLayerNormModel",
+    "FlaxRobertaPreLayerNormPreTrainedModel",
+    "RobertaPreLayerNormConfig",
+    "RobertaPreLayerNormForMaskedLM",
+    "RobertaPreLayerNormForMaskedLMModule",
+    "RobertaPreLayerNormModel",
+    "RobertaPreLayerNormModule",
+    "RobertaPreLayerNormPreTrainedModel",
+]

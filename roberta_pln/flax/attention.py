@@ -1,0 +1,178 @@
+"""Attention: project, score, combine; and the masks that say which keys a query sees."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from roberta_pln.flax.layers import Block
+
+KeyValue = tuple[Array, Array]
+"""Keys and values, each (B, H, S, K)."""
+
+
+class MultiHeadAttention(Block):
+    """softmax(q k^T / sqrt(K) + bias) v, with relative position terms if the config asks for them.
+
+    Args:
+        config, dtype, param_dtype: see `Block`.
+        kept_heads: the heads that are there, in the original numbering (pruning leaves gaps).
+        relative: whether queries and keys also meet a distance embedding.
+    """
+
+    kept_heads: list[int]
+    relative: bool
+
+    def setup(self) -> None:
+        config = self.config
+        self.num_heads, self.head_size = len(self.kept_heads), config.head_size
+        size = self.num_heads * self.head_size
+        self.query = self.linear(size)
+        self.key = self.linear(size)
+        self.value = self.linear(size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.relative_query = self.relative
+        self.relative_key = self.relative and config.position_embedding_type == "relative_key_query"
+        if self.relative:
+            self.distance_embedding = self.table(2 * config.max_position_embeddings - 1, config.head_size)
+
+    def project(self, hidden_states: Array) -> KeyValue:
+        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
+        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
+
+    def split(self, states: Array) -> Array:
+        """(B, T, H * K) -> (B, H, T, K)."""
+        return states.reshape(*states.shape[:2], self.num_heads, self.head_size).swapaxes(1, 2)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        key_value: KeyValue,
+        bias: Array | None,
+        head_mask: Array | None,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None]:
+        query = self.split(self.query(hidden_states))  # (B, H, T, K)
+        key, value = key_value
+        # No fused kernel beside this, as in PyTorch: XLA fuses what is compiled.
+        attentions = self.combine(self.score(query, key), bias, head_mask, deterministic).astype(value.dtype)
+        context = (attentions @ value).swapaxes(1, 2)  # (B, T, H, K)
+        return context.reshape(*context.shape[:2], -1), attentions if output_attentions else None
+
+    def score(self, query: Array, key: Array) -> Array:
+        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""
+        scores = query @ key.swapaxes(-1, -2)
+        if self.relative_query:
+            distances = self.distances(query.shape[2], key.shape[2])  # (T, S, K)
+            scores = scores + jnp.einsum("bhtk,tsk->bhts", query, distances)
+            if self.relative_key:
+                scores = scores + jnp.einsum("bhsk,tsk->bhts", key, distances)
+        return scores / math.sqrt(self.head_size)
+
+    def distances(self, queries: int, keys: int) -> Array:
+        """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
+        query_positions = jnp.arange(keys - queries, keys, dtype=jnp.int32)
+        key_positions = jnp.arange(keys, dtype=jnp.int32)
+        zero = self.distance_embedding.num_embeddings // 2
+        return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
+
+    def combine(self, scores: Array, bias: Array | None, head_mask: Array | None, deterministic: bool) -> Array:
+        """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
+        scores = scores.astype(softmax_dtype(scores.dtype))
+        probabilities = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
+        probabilities = self.dropout(probabilities, deterministic)
+        if head_mask is None:
+            return probabilities
+        kept = jnp.asarray(self.kept_heads, jnp.int32)
+        return probabilities * head_mask[kept][:, None, None].astype(probabilities.dtype)
+
+
+class AttentionOutput(Block):
+    """The dense layer behind the heads."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+
+    def __call__(self, context: Array, deterministic: bool) -> Array:
+        return self.dropout(self.dense(context), deterministic)
+
+
+class Attention(Block):
+    """The attention branch of a layer: x + dense(attention(LN(x))).
+
+    Self-attention normalises queries, keys and values alike; cross-attention takes the encoder's states as they are.
+    """
+
+    layer: int
+    cross: bool
+
+    def setup(self) -> None:
+        config = self.config
+        pruned = [] if self.cross else config.pruned_heads.get(self.layer, [])
+        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        relative = config.position_embedding_type != "absolute" and not self.cross
+        self.LayerNorm = self.norm()
+        self.self = MultiHeadAttention(config, self.dtype, self.param_dtype, kept_heads, relative)
+        self.output = AttentionOutput(config, self.dtype, self.param_dtype)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        bias: Array | None,
+        head_mask: Array | None,
+        encoder_hidden_states: Array | None,
+        past: KeyValue | None,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None, KeyValue]:
+        normalised = self.LayerNorm(hidden_states)
+        if encoder_hidden_states is None:
+            key_value = extend(past, self.self.project(normalised))
+        else:
+            key_value = self.self.project(encoder_hidden_states) if past is None else past
+        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions, deterministic)
+        return hidden_states + self.output(context, deterministic), attentions, key_value
+
+
+def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
+    """The cache with new keys and values behind it."""
+    if past is None:
+        return new
+    return jnp.concatenate((past[0], new[0]), axis=2), jnp.concatenate((past[1], new[1]), axis=2)
+
+
+def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype that scores are added up in: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def attention_bias(
+    mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike
+) -> Array | None:
+    """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
+
+    Args:
+        mask: (B, S) keys to keep, or the complete pattern as (B, T, S) or (B, H, T, S); an entry of 1 or more keeps.
+        queries, keys: T and S; the queries are the last of the keys.
+        causal: whether a (B, S) mask, or none, also hides the keys behind each query.
+        dtype: the dtype of the scores.
+
+    Returns:
+        An array that broadcasts to (B, H, T, S), or None when every query sees every key.
+    """
+    keep = None
+    if mask is not None:
+        keep = mask.astype(jnp.int32) > 0
+        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[mask.ndim](keep)
+    if causal and (mask is None or mask.ndim == 2):
+        seen = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+        keep = seen if keep is None else keep & seen
+    if keep is None:
+        return None
+    hidden = jnp.finfo(dtype).min
+    return jnp.where(keep, jnp.zeros((), dtype), hidden)

@@ -1,0 +1,175 @@
+"""Attention: project, score, combine; and the masks that say which keys a query sees."""
+
+import math
+
+import tensorflow as tf
+
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.tf.layers import Dense, Dropout, Embedding, LayerNorm, Module, Shared, at_least_float32, shape_of
+
+KeyValue = tuple[tf.Tensor, tf.Tensor]
+"""Keys and values, each (B, H, S, K)."""
+
+
+class MultiHeadAttention(Module):
+    """softmax(q k^T / sqrt(K) + bias) v, with relative position terms if the config asks for them.
+
+    Args:
+        config: the model's config.
+        kept_heads: the heads that are there, in the original numbering (pruning leaves gaps).
+        relative: whether queries and keys also meet a distance embedding.
+        shared: see `Shared`.
+    """
+
+    def __init__(
+        self, config: RobertaPreLayerNormConfig, kept_heads: list[int], relative: bool, shared: Shared
+    ) -> None:
+        super().__init__(shared)
+        self.kept_heads = kept_heads
+        self.num_heads, self.head_size = len(kept_heads), config.head_size
+        size = self.num_heads * self.head_size
+        self.query = Dense(config.hidden_size, size, shared)
+        self.key = Dense(config.hidden_size, size, shared)
+        self.value = Dense(config.hidden_size, size, shared)
+        self.dropout = Dropout(config.attention_probs_dropout_prob, shared)
+        self.relative_query = relative
+        self.relative_key = relative and config.position_embedding_type == "relative_key_query"
+        if relative:
+            self.distance_embedding = Embedding(2 * config.max_position_embeddings - 1, config.head_size, shared)
+
+    def project(self, hidden_states: tf.Tensor) -> KeyValue:
+        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
+        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
+
+    def split(self, states: tf.Tensor) -> tf.Tensor:
+        """(B, T, H * K) -> (B, H, T, K)."""
+        batch, length, _ = shape_of(states)
+        return tf.transpose(tf.reshape(states, (batch, length, self.num_heads, self.head_size)), (0, 2, 1, 3))
+
+    def call(
+        self,
+        hidden_states: tf.Tensor,
+        key_value: KeyValue,
+        bias: tf.Tensor | None,
+        head_mask: tf.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        query = self.split(self.query(hidden_states))  # (B, H, T, K)
+        key, value = key_value
+        # TensorFlow has no fused kernel as PyTorch has; XLA fuses what it compiles.
+        attentions = tf.cast(self.combine(self.score(query, key), bias, head_mask), value.dtype)  # (B, H, T, S)
+        context = tf.transpose(attentions @ value, (0, 2, 1, 3))  # (B, T, H, K)
+        batch, length, heads, size = shape_of(context)
+        return tf.reshape(context, (batch, length, heads * size)), attentions if output_attentions else None
+
+    def score(self, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""
+        scores = tf.matmul(query, key, transpose_b=True)
+        if self.relative_query:
+            distances = self.distances(shape_of(query)[2], shape_of(key)[2])  # (T, S, K)
+            scores = scores + tf.einsum("bhtk,tsk->bhts", query, distances)
+            if self.relative_key:
+                scores = scores + tf.einsum("bhsk,tsk->bhts", key, distances)
+        return scores / math.sqrt(self.head_size)
+
+    def distances(self, queries: int | tf.Tensor, keys: int | tf.Tensor) -> tf.Tensor:
+        """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
+        query_positions = tf.range(keys - queries, keys)
+        key_positions = tf.range(keys)
+        zero = self.distance_embedding.num_embeddings // 2
+        return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
+
+    def combine(self, scores: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None) -> tf.Tensor:
+        """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
+        scores = tf.cast(scores, softmax_dtype(scores.dtype))
+        probabilities = self.dropout(tf.nn.softmax(scores if bias is None else scores + bias))
+        if head_mask is None:
+            return probabilities
+        kept = tf.gather(head_mask, tf.constant(self.kept_heads, tf.int32))
+        return probabilities * tf.cast(kept, probabilities.dtype)[:, None, None]
+
+
+class AttentionOutput(Module):
+    """The dense layer behind the heads."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, num_heads: int, shared: Shared) -> None:
+        super().__init__(shared)
+        self.dense = Dense(num_heads * config.head_size, config.hidden_size, shared)
+        self.dropout = Dropout(config.hidden_dropout_prob, shared)
+
+    def call(self, context: tf.Tensor) -> tf.Tensor:
+        return self.dropout(self.dense(context))
+
+
+class Attention(Module):
+    """The attention branch of a layer: x + dense(attention(LN(x))).
+
+    Self-attention normalises queries, keys and values alike; cross-attention takes the encoder's states as they are.
+    """
+
+    def __init__(self, config: RobertaPreLayerNormConfig, layer: int, cross: bool, shared: Shared) -> None:
+        super().__init__(shared)
+        pruned = [] if cross else config.pruned_heads.get(layer, [])
+        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        relative = config.position_embedding_type != "absolute" and not cross
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, shared)
+        self.self = MultiHeadAttention(config, kept_heads, relative, shared)
+        self.attention_output = AttentionOutput(config, len(kept_heads), shared)
+
+    @property
+    def output(self) -> AttentionOutput:
+        """The dense layer behind the heads. Keras has an attribute of this name, which its savers pass over."""
+        return self.attention_output
+
+    def call(
+        self,
+        hidden_states: tf.Tensor,
+        bias: tf.Tensor | None,
+        head_mask: tf.Tensor | None,
+        encoder_hidden_states: tf.Tensor | None,
+        past: KeyValue | None,
+        output_attentions: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor | None, KeyValue]:
+        normalised = self.LayerNorm(hidden_states)
+        if encoder_hidden_states is None:
+            key_value = extend(past, self.self.project(normalised))
+        else:
+            key_value = self.self.project(encoder_hidden_states) if past is None else past
+        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions=output_attentions)
+        return hidden_states + self.output(context), attentions, key_value
+
+
+def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
+    """The cache with new keys and values behind it."""
+    if past is None:
+        return new
+    return tf.concat((past[0], new[0]), axis=2), tf.concat((past[1], new[1]), axis=2)
+
+
+def softmax_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype that scores are added up in: at least float32."""
+    return at_least_float32(dtype)
+
+
+def attention_bias(
+    mask: tf.Tensor | None, queries: int | tf.Tensor, keys: int | tf.Tensor, causal: bool, dtype: tf.DType
+) -> tf.Tensor | None:
+    """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
+
+    Args:
+        mask: (B, S) keys to keep, or the complete pattern as (B, T, S) or (B, H, T, S); an entry of 1 or more keeps.
+        queries, keys: T and S; the queries are the last of the keys.
+        causal: whether a (B, S) mask, or none, also hides the keys behind each query.
+        dtype: the dtype of the scores.
+
+    Returns:
+        A tensor that broadcasts to (B, H, T, S), or None when every query sees every key.
+    """
+    keep = None
+    if mask is not None:
+        keep = tf.cast(mask, tf.int64) > 0
+        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[len(mask.shape)](keep)
+    if causal and (mask is None or len(mask.shape) == 2):
+        seen = tf.range(keys)[None, :] <= tf.range(keys - queries, keys)[:, None]
+        keep = seen if keep is None else keep & seen
+    return None if keep is None else tf.where(keep, tf.zeros((), dtype), dtype.min)

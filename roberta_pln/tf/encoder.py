@@ -1,0 +1,143 @@
+"""The pre-norm layer and the stack of them."""
+
+import tensorflow as tf
+
+from roberta_pln import checks
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.outputs import BaseModelOutput
+from roberta_pln.tf.activations import ACTIVATIONS
+from roberta_pln.tf.attention import Attention
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared
+
+LayerCache = tuple[tf.Tensor, ...]
+"""Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
+
+
+class Intermediate(Module):
+    """The first half of the feed-forward branch: act(dense(LN(x)))."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
+        super().__init__(shared)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, shared)
+        self.dense = Dense(config.hidden_size, config.intermediate_size, shared)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        return self.activation(self.dense(self.LayerNorm(hidden_states)))
+
+
+class Output(Module):
+    """The second half of the feed-forward branch: dense(x)."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
+        super().__init__(shared)
+        self.dense = Dense(config.intermediate_size, config.hidden_size, shared)
+        self.dropout = Dropout(config.hidden_dropout_prob, shared)
+
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class Layer(Module):
+    """Self-attention, cross-attention if the config has it, and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, layer: int, shared: Shared) -> None:
+        super().__init__(shared)
+        self.chunk_size = config.chunk_size_feed_forward
+        self.attention = Attention(config, layer, cross=False, shared=shared)
+        if config.add_cross_attention:
+            self.crossattention = Attention(config, layer, cross=True, shared=shared)
+        self.intermediate = Intermediate(config, shared)
+        self.feed_forward_output = Output(config, shared)
+
+    @property
+    def output(self) -> Output:
+        """The second half of the feed-forward branch. See `Attention.output`."""
+        return self.feed_forward_output
+
+    def call(
+        self,
+        hidden_states: tf.Tensor,
+        bias: tf.Tensor | None,
+        head_mask: tf.Tensor | None,
+        encoder_hidden_states: tf.Tensor | None,
+        encoder_bias: tf.Tensor | None,
+        past: LayerCache | None,
+        output_attentions: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None, LayerCache]:
+        hidden_states, attentions, cache = self.attention(
+            hidden_states,
+            bias,
+            head_mask,
+            None,
+            None if past is None else past[:2],
+            output_attentions=output_attentions,
+        )
+        cross_attentions = None
+        if encoder_hidden_states is not None:
+            cross_past = None if past is None or len(past) < 4 or past[2] is None else past[2:]
+            hidden_states, cross_attentions, cross_cache = self.crossattention(
+                hidden_states,
+                encoder_bias,
+                head_mask,
+                encoder_hidden_states,
+                cross_past,
+                output_attentions=output_attentions,
+            )
+            cache = cache + cross_cache
+        return self.feed_forward(hidden_states), attentions, cross_attentions, cache
+
+    def feed_forward(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
+        if self.chunk_size == 0:
+            return hidden_states + self.output(self.intermediate(hidden_states))
+        length = hidden_states.shape[1]
+        checks.chunks(length, self.chunk_size)
+        if length is None:  # a graph of open length has no fixed number of slices, and whole gives the same numbers
+            return hidden_states + self.output(self.intermediate(hidden_states))
+        slices = tf.split(hidden_states, length // self.chunk_size, axis=1)
+        return tf.concat([part + self.output(self.intermediate(part)) for part in slices], axis=1)
+
+
+class Encoder(Module):
+    """The stack of layers."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
+        super().__init__(shared)
+        self.layer = [Layer(config, i, shared) for i in range(config.num_hidden_layers)]
+
+    def call(
+        self,
+        hidden_states: tf.Tensor,
+        bias: tf.Tensor | None,
+        head_mask: tf.Tensor | None,
+        encoder_hidden_states: tf.Tensor | None,
+        encoder_bias: tf.Tensor | None,
+        past_key_values: tuple[LayerCache, ...] | None,
+        use_cache: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> BaseModelOutput:
+        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
+        states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
+        for i, layer in enumerate(self.layer):
+            hidden_states, attention, cross_attention, cache = layer(
+                hidden_states,
+                bias,
+                None if head_mask is None else head_mask[i],
+                encoder_hidden_states,
+                encoder_bias,
+                None if past_key_values is None else past_key_values[i],
+                output_attentions=output_attentions,
+            )
+            states += (hidden_states,) if output_hidden_states else ()
+            attentions += (attention,) if output_attentions else ()
+            cross_attentions += (cross_attention,) if cross_attention is not None else ()
+            caches += (cache,) if use_cache else ()
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=states if output_hidden_states else None,
+            past_key_values=caches if use_cache else None,
+            attentions=attentions if output_attentions else None,
+            cross_attentions=cross_attentions or None,
+        )

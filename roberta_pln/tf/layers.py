@@ -1,0 +1,110 @@
+"""What `torch.nn` is for `pt`: the layers that hold weights, and dropout.
+
+Weights are there as soon as a layer is constructed, zero until `weights` fills them. Every layer casts them to its
+compute dtype where it uses them, so that mixed-precision policies need no autocasting.
+"""
+
+import math
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+
+class Shared(NamedTuple):
+    """What all layers of one model have in common."""
+
+    dtype: keras.dtype_policies.DTypePolicy
+    seed_generator: keras.random.SeedGenerator
+
+
+class Module(keras.layers.Layer):
+    """A layer whose inputs and weights nobody casts but itself, and that needs no `build`."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(dtype=shared.dtype, autocast=False)
+        self.built = True
+
+
+class Dense(Module):
+    """x kernel + bias over the last axis."""
+
+    def __init__(self, inputs: int, outputs: int, shared: Shared, bias: bool = True) -> None:
+        super().__init__(shared)
+        self.kernel = self.add_weight((inputs, outputs), initializer="zeros", name="kernel")
+        self.bias = self.add_weight((outputs,), initializer="zeros", name="bias") if bias else None
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        outputs = product(inputs, tf.cast(self.kernel, self.compute_dtype))
+        return outputs if self.bias is None else outputs + tf.cast(self.bias, self.compute_dtype)
+
+
+class Embedding(Module):
+    """Rows of a table, (...) -> (..., D); an id that names no row gives NaN. Row `padding_idx` gets no gradient."""
+
+    def __init__(self, num_embeddings: int, size: int, shared: Shared, padding_idx: int | None = None) -> None:
+        super().__init__(shared)
+        self.num_embeddings, self.padding_idx = num_embeddings, padding_idx
+        self.embeddings = self.add_weight((num_embeddings, size), initializer="zeros", name="embeddings")
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        # For ids out of range a gather raises on one device, gives zeros on another, and the nearest row under XLA.
+        known = (ids >= 0) & (ids < self.num_embeddings)
+        rows = tf.cast(tf.gather(self.embeddings, tf.where(known, ids, 0)), self.compute_dtype)
+        if self.padding_idx is not None:
+            rows = tf.where((ids == self.padding_idx)[..., None], tf.stop_gradient(rows), rows)
+        return tf.where(known[..., None], rows, math.nan)
+
+
+class LayerNorm(Module):
+    """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis, in at least float32."""
+
+    def __init__(self, size: int, eps: float, shared: Shared) -> None:
+        super().__init__(shared)
+        self.eps = eps
+        self.gamma = self.add_weight((size,), initializer="ones", name="gamma")
+        self.beta = self.add_weight((size,), initializer="zeros", name="beta")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        dtype = at_least_float32(inputs.dtype)
+        inputs = tf.cast(inputs, dtype)
+        centred = inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        normalised = centred * tf.math.rsqrt(variance + self.eps)
+        return tf.cast(normalised * tf.cast(self.gamma, dtype) + tf.cast(self.beta, dtype), self.compute_dtype)
+
+
+class Dropout(Module):
+    """In training, zeros elements with probability `rate` and scales the others by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float, shared: Shared) -> None:
+        super().__init__(shared)
+        self.rate = rate
+        self.seed_generator = shared.seed_generator
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training or self.rate == 0:
+            return inputs
+        if self.rate == 1:
+            return tf.zeros_like(inputs)
+        # Drawn in float32 for every dtype: half precision has too few numbers between 0 and 1 to keep the rate.
+        draws = tf.random.stateless_uniform(tf.shape(inputs), tf.cast(self.seed_generator.next(), tf.int32))
+        return tf.where(draws >= self.rate, inputs / (1 - self.rate), 0)
+
+
+def product(inputs: tf.Tensor, kernel: tf.Tensor, transpose: bool = False) -> tf.Tensor:
+    """inputs kernel over the last axis, as one product of matrices, which is faster than a batch of them."""
+    *lengths, size = shape_of(inputs)
+    outputs = tf.matmul(tf.reshape(inputs, (math.prod(lengths), size)), kernel, transpose_b=transpose)
+    return tf.reshape(outputs, (*lengths, kernel.shape[0 if transpose else 1]))
+
+
+def shape_of(tensor: tf.Tensor) -> list[int | tf.Tensor]:
+    """Lengths of the axes: numbers where they are known while tracing, tensors where they are not."""
+    lengths = tf.shape(tensor)
+    return [lengths[axis] if length is None else length for axis, length in enumerate(tensor.shape)]
+
+
+def at_least_float32(dtype: tf.DType) -> tf.DType:
+    """The dtype that sums over many elements are made in."""
+    return tf.float64 if dtype == tf.float64 else tf.float32

@@ -1,0 +1,140 @@
+"""The configs and inputs that every backend is tested on, as data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from roberta_pln import checkpoint, schema
+from roberta_pln.backends import BACKENDS
+from roberta_pln.config import RobertaPreLayerNormConfig
+
+DATA = Path(__file__).parent / "data"
+
+TINY = dict(
+    vocab_size=99,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=37,
+    max_position_embeddings=40,
+    layer_norm_eps=1e-5,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+BASE = dict(
+    vocab_size=50265,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    max_position_embeddings=514,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+)
+
+PAD = 1
+
+
+def tiny_config(**changes) -> RobertaPreLayerNormConfig:
+    return RobertaPreLayerNormConfig(**{**TINY, **changes})
+
+
+def random_tensors(config: RobertaPreLayerNormConfig, head: str, seed: int = 0, pooler: bool = True):
+    """Weights far from their initial values, so that no bias is zero and no norm is the identity."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (1.0 * (parameter.initializer == "ones") + 0.1 * rng.standard_normal(parameter.shape)).astype(np.float32)
+        for name, parameter in schema.expand(config, head, pooler).items()
+    }
+
+
+def random_checkpoint(folder: Path, config: RobertaPreLayerNormConfig, head: str, seed: int = 0) -> Path:
+    """A directory that any backend loads."""
+    checkpoint.save(random_tensors(config, head, seed), folder, config, head)
+    return folder
+
+
+def random_ids(batch: int = 3, length: int = 11, vocab_size: int = 99, seed: int = 0) -> np.ndarray:
+    """Ids without padding."""
+    return np.random.default_rng(seed).integers(PAD + 1, vocab_size, (batch, length))
+
+
+def padded(ids: np.ndarray, *pads: tuple[int, slice]) -> dict[str, np.ndarray]:
+    """Ids and mask with some slices of some rows padded."""
+    ids = ids.copy()
+    for row, part in pads:
+        ids[row, part] = PAD
+    return {"input_ids": ids, "attention_mask": (ids != PAD).astype(np.int64)}
+
+
+def _rng(seed: int = 7) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+INPUTS = {
+    "one token": {"input_ids": random_ids(1, 1)},
+    "no mask": {"input_ids": random_ids()},
+    "right padding": padded(random_ids(), (0, slice(7, None)), (1, slice(10, None))),
+    "left padding": padded(random_ids(), (0, slice(0, 5)), (2, slice(0, 1))),
+    "padding inside": padded(random_ids(), (0, slice(3, 6)), (1, slice(0, 2)), (1, slice(9, None))),
+    "a fully padded row": padded(random_ids(), (1, slice(None)), (2, slice(4, None))),
+    "pads that are seen": {"input_ids": padded(random_ids(), (0, slice(7, None)))["input_ids"]},
+    "explicit positions": {"input_ids": random_ids(), "position_ids": _rng().integers(0, 40, (3, 11))},
+    "one row of positions": {"input_ids": random_ids(), "position_ids": np.arange(11)[None] + 20},
+    "token types": {"input_ids": random_ids(), "token_type_ids": _rng().integers(0, 2, (3, 11))},
+    "embeddings": {"inputs_embeds": _rng().standard_normal((3, 11, 32))},
+    "maximum length": {"input_ids": random_ids(2, 38)},
+    "a mask of three axes": {"input_ids": random_ids(), "attention_mask": _rng().integers(0, 2, (3, 11, 11))},
+    "a mask of four axes": {"input_ids": random_ids(), "attention_mask": _rng().integers(0, 2, (3, 4, 11, 11))},
+    "a mask of booleans": {"input_ids": random_ids(), "attention_mask": _rng().integers(0, 2, (3, 11)) > 0},
+    "a mask of other numbers": {
+        "input_ids": random_ids(),
+        "attention_mask": _rng().choice([0.0, 0.5, 1.0, 2.0], (3, 11)),
+    },
+    "a head mask": {"input_ids": random_ids(), "head_mask": np.array([1.0, 0.0, 0.5, 2.0])},
+    "a head mask by layer": {"input_ids": random_ids(), "head_mask": _rng().random((2, 4))},
+}
+"""Arguments of a call on `TINY`, in NumPy."""
+
+CONFIGS = {
+    "plain": {},
+    "relative_key": {"position_embedding_type": "relative_key"},
+    "relative_key_query": {"position_embedding_type": "relative_key_query"},
+    "untied": {"tie_word_embeddings": False},
+    "another pad token": {"pad_token_id": 5},
+    "decoder": {"is_decoder": True},
+    "pruned heads": {"pruned_heads": {0: [1, 3], 1: [0]}},
+    "chunked feed-forward": {"chunk_size_feed_forward": 11},
+    "no layers": {"num_hidden_layers": 0},
+    "large epsilon": {"layer_norm_eps": 1e-1},
+}
+"""Changes of `TINY`."""
+
+
+def with_labels(inputs: dict[str, np.ndarray], seed: int = 3) -> dict[str, np.ndarray]:
+    """The inputs with labels at about half of the positions, at least one of them."""
+    some = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 99, some.shape[:2])
+    chosen = rng.random(labels.shape) < 0.5
+    chosen[0, 0] = True
+    return {**inputs, "labels": np.where(chosen, labels, -100)}
+
+
+@contextmanager
+def precision(backend: str, dtype: str) -> Iterator[None]:
+    """Where a backend has to be told that float64 is wanted, tell it."""
+    if backend == "flax":
+        import jax
+
+        with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+            yield
+    else:
+        yield
+
+
+def load(backend: str, path: Path, head: str, dtype: str = "float64", **options):
+    """A model of one backend."""
+    return BACKENDS[backend].model_class(head).from_pretrained(path, dtype=dtype, **options)

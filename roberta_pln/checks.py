@@ -38,9 +38,12 @@ def shape(name: str, seen: Shape, *allowed: Shape) -> None:
         raise InputError(f"{name} must have shape {wanted}, got {_text(seen)}")
 
 
-def attention_mask(name: str, seen: Shape, batch: int | None, queries: int | None, keys: int | None) -> None:
+def attention_mask(
+    name: str, seen: Shape, batch: int | None, queries: int | None, keys: int | None, heads: int
+) -> None:
     """A mask is (B, S), or the complete pattern as (B, T, S), (B, 1, T, S) or (B, H, T, S)."""
-    shape(name, seen, (batch, keys), (batch, queries, keys), (batch, None, queries, keys))
+    whole = (queries, keys)
+    shape(name, seen, (batch, keys), (batch, *whole), (batch, 1, *whole), (batch, heads, *whole))
 
 
 def head_mask(seen: Shape, config: RobertaPreLayerNormConfig) -> None:

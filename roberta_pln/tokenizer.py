@@ -279,10 +279,7 @@ def _assemble(library: Any, vocabulary: dict[str, int], merges: list[tuple[str, 
     backend = library.Tokenizer(library.models.BPE(vocabulary, merges))
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = library.decoders.ByteLevel()
-    if vocabulary:
-        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-        if missing:
-            raise ValueError(f"a RoBERTa vocabulary must hold {', '.join(missing)}")
+    if all(token in vocabulary for token in SPECIAL_TOKENS):  # the constructor reports what is missing
         ends = (EOS, vocabulary[EOS]), (BOS, vocabulary[BOS])
         backend.post_processor = library.processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False)
         backend.add_special_tokens([library.AddedToken(token, lstrip=token == MASK) for token in SPECIAL_TOKENS])

@@ -260,7 +260,7 @@ def _check_architecture(
     renamed = any(source.stored_name.startswith(names.ROBERTA) for same in sources.values() for source in same)
     if (post_norm and not pre_norm) or (renamed and not (pre_norm and f"{schema.PREFIX}.LayerNorm.weight" in sources)):
         raise CheckpointError(
-            f"{file} is a post-LN RoBERTa (its layers normalise after each block: no attention.LayerNorm, "
+            f"{file} is of a post-LN model such as RoBERTa (it normalises after each block: no attention.LayerNorm, "
             "intermediate.LayerNorm and final LayerNorm); its weights mean nothing to a pre-LN model"
         )
     if not any(name.startswith(f"{schema.PREFIX}.") for name in sources):

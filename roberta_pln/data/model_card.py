@@ -31,8 +31,8 @@ folder, with arithmetic in float32.
 |---|---|---|---|---|---|
 {scores}
 
-The baselines are accuracies, from counts of the training part. Unigram: always the most frequent token. Bigram: the most
-frequent successor of the left neighbour; if that is masked, the most frequent predecessor of the right neighbour; else
+The baselines are accuracies, from counts of the training part. Unigram: always the most frequent token. Bigram: the
+most frequent successor of the left neighbour; if that is masked, the most frequent predecessor of the right one; else
 the most frequent token.
 
 `held_out.txt` holds the first two lines of every held-out document, and `card.json` the scores on them, under `sample`.

@@ -1,4 +1,4 @@
-"""RoBERTa-PreLayerNorm in JAX/Flax (Linen). The same names, files and arguments as `roberta_pln.pt` and `roberta_pln.tf`.
+"""RoBERTa-PreLayerNorm in JAX/Flax. The same names, files and arguments as `roberta_pln.pt` and `roberta_pln.tf`.
 
 What Flax forces to differ: a model of `roberta_pln.pt` is two objects here, a Linen module that computes
 (`...Module`) and a class that holds its parameters (`...Model`); `deterministic` (module) and `train` (class) replace

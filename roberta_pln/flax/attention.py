@@ -151,9 +151,7 @@ def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def attention_bias(
-    mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike
-) -> Array | None:
+def attention_bias(mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike) -> Array | None:
     """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
 
     Args:

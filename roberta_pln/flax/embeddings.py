@@ -18,9 +18,7 @@ class Embeddings(Block):
     def setup(self) -> None:
         config = self.config
         self.word_embeddings = self.table(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.position_embeddings = self.table(
-            config.max_position_embeddings, config.hidden_size, config.pad_token_id
-        )
+        self.position_embeddings = self.table(config.max_position_embeddings, config.hidden_size, config.pad_token_id)
         self.token_type_embeddings = self.table(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = self.norm()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

@@ -88,9 +88,7 @@ class Layer(Block):
             return hidden_states + self.output(self.intermediate(hidden_states), deterministic)
         checks.chunks(hidden_states.shape[1], self.chunk_size)
         slices = jnp.split(hidden_states, hidden_states.shape[1] // self.chunk_size, axis=1)
-        return jnp.concatenate(
-            [part + self.output(self.intermediate(part), deterministic) for part in slices], axis=1
-        )
+        return jnp.concatenate([part + self.output(self.intermediate(part), deterministic) for part in slices], axis=1)
 
 
 class Layers(Block):

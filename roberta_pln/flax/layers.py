@@ -1,4 +1,4 @@
-"""What PyTorch offers ready-made and Linen lacks or computes otherwise: table, norm, and how modules are constructed."""
+"""What `torch.nn` is for `pt` and Linen lacks or computes otherwise; and the base class that modules are made of."""
 
 import jax
 import jax.numpy as jnp

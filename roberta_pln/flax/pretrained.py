@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -112,27 +112,26 @@ class RobertaPreLayerNormPreTrainedModel:
         self.config = config
         self.dtype = floating(dtype)
         self.param_dtype = floating(dtype if param_dtype is None else param_dtype)
-        self.input_shape = input_shape
         self.key = jax.random.PRNGKey(seed)
         self.module = self.module_class(config, self.dtype, self.param_dtype, gradient_checkpointing, **options)
         self._params: dict[str, Any] | None = None
-        weights.check(self)
+        weights.check(self, input_shape)
         if _do_init:
             self.params = self.init_weights(self.key, input_shape)
 
     def init_weights(
-        self, rng: Array, input_shape: tuple[int, ...] | None = None, params: Params | None = None
+        self, rng: Array, input_shape: tuple[int, ...] = (1, 1), params: Params | None = None
     ) -> dict[str, Any]:
         """Fresh parameters, or `params` with fresh ones where some are missing.
 
         Args:
             rng: the key to draw from; the same key gives the same parameters.
-            input_shape: shape of the ids that the module is initialised with.
+            input_shape: what Linen's initialisation takes; no parameter depends on it.
             params: parameters to keep.
         """
-        present = flatten_dict(unfreeze(params or {}))
-        missing = sorted(self.required_params - present.keys())
-        return weights.nested({**present, **weights.initialize(self, missing, rng, input_shape)})
+        kept = flatten_dict(unfreeze(params or {}))
+        missing = [p for p in self.parameters_of_schema.values() if weights.owner(self, p) not in kept]
+        return unflatten_dict({**kept, **weights.initialize(self, missing, rng)})
 
     # ------------------------------------------------------------- load and save
 
@@ -184,7 +183,8 @@ class RobertaPreLayerNormPreTrainedModel:
             **loaded.constructor,
         )
         loaded = dataclasses.replace(loaded, dtype=model.param_dtype.name)
-        params = model.init_weights(model.key, params=weights.load(model, loaded.tensors()))
+        arrays = weights.load(model, loaded.tensors()) | weights.initialize(model, loaded.fresh(), model.key)
+        params = unflatten_dict(arrays)
         if _do_init:
             model.params = params
         returned = (model,) if _do_init else (model, params)
@@ -208,6 +208,7 @@ class RobertaPreLayerNormPreTrainedModel:
             safe_serialization: without `format`, `True` writes safetensors and `False` this framework's own format.
         """
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
+        params = self.params if params is None else params
         checkpoint.save(weights.dump(self, params), directory, self.config, self.head, format)
 
     # ------------------------------------------------------------- parameters
@@ -215,8 +216,8 @@ class RobertaPreLayerNormPreTrainedModel:
     @property
     def parameters_of_schema(self) -> dict[str, schema.Parameter]:
         """What the schema says about each parameter, by canonical name."""
-        pooled = getattr(self.module, "add_pooling_layer", False)
-        return schema.expand(self.config, self.head, add_pooling_layer=pooled or self.head != "Model")
+        pooled = getattr(self.module, "add_pooling_layer", True)
+        return schema.expand(self.config, self.head, add_pooling_layer=pooled)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -245,28 +246,28 @@ class RobertaPreLayerNormPreTrainedModel:
     @property
     def params_shape_tree(self) -> dict[str, Any]:
         """Shape and type of every parameter, nested as `params` are."""
-        return weights.shapes(self)
+        return unflatten_dict(weights.shapes(self))
 
     @property
     def required_params(self) -> set[tuple[str, ...]]:
         """The path of every parameter."""
-        return {weights.owner(self, parameter) for parameter in self.parameters_of_schema.values()}
+        return set(weights.shapes(self))
 
     def num_parameters(self) -> int:
         """Number of parameters, shared ones counted once."""
         return sum(parameter.size for parameter in self.parameters_of_schema.values())
 
     def to_bf16(self, params: Params, mask: Params | None = None) -> Params:
-        """The parameters in bfloat16; with a mask, a tree of booleans, only those where it is true."""
-        return weights.cast(params, jnp.bfloat16, mask)
+        """A copy of the parameters in bfloat16; with a mask, a tree of booleans, only those where it is true."""
+        return cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Params, mask: Params | None = None) -> Params:
-        """The parameters in float16; see `to_bf16`."""
-        return weights.cast(params, jnp.float16, mask)
+        """A copy of the parameters in float16; see `to_bf16`."""
+        return cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Params, mask: Params | None = None) -> Params:
-        """The parameters in float32; see `to_bf16`."""
-        return weights.cast(params, jnp.float32, mask)
+        """A copy of the parameters in float32; see `to_bf16`."""
+        return cast(params, jnp.float32, mask)
 
     # ------------------------------------------------------------- calls
 
@@ -299,3 +300,10 @@ def floating(dtype: DTypeLike) -> jnp.dtype:
             "set the environment variable JAX_ENABLE_X64=1"
         )
     return dtype
+
+
+def cast(params: Params, dtype: DTypeLike, mask: Params | None) -> Params:
+    """Parameters in another type, all or those where a tree of booleans is true."""
+    if mask is None:
+        return jax.tree.map(lambda array: array.astype(dtype), params)
+    return jax.tree.map(lambda array, chosen: array.astype(dtype) if chosen else array, params, mask)

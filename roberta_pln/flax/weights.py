@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -36,31 +37,72 @@ def get(params: Mapping[str, Any], path: Path) -> Array:
     return params
 
 
-def shapes(model: Model) -> dict[str, Any]:
-    """What initialising the module would make, without doing it."""
-    return jax.eval_shape(model.module.init, model.key, jnp.zeros(model.input_shape, jnp.int32))["params"]
+def shapes(model: Model) -> dict[Path, jax.ShapeDtypeStruct]:
+    """Shape and type of the array at each path, as the schema says."""
+    return {
+        owner(model, parameter): jax.ShapeDtypeStruct(
+            parameter.shape[::-1] if parameter.leaf.transposed else parameter.shape, model.param_dtype
+        )
+        for parameter in model.parameters_of_schema.values()
+    }
 
 
-def check(model: Model) -> None:
-    """Check that the module makes the parameters of the schema and no other.
+def check(model: Model, input_shape: tuple[int, ...]) -> None:
+    """Check that the module makes the parameters of the schema and no other, without making them.
 
     Raises:
         RuntimeError: when module and schema disagree, which is a fault of this library.
     """
-    built = {path: value.shape for path, value in flatten_dict(shapes(model)).items()}
-    told = {
-        owner(model, parameter): parameter.shape[::-1] if parameter.leaf.transposed else parameter.shape
-        for parameter in model.parameters_of_schema.values()
-    }
+    made = jax.eval_shape(model.module.init, jax.random.PRNGKey(0), jnp.zeros(input_shape, jnp.int32))
+    built, told = flatten_dict(made.get("params", {})), shapes(model)
     if built != told:
-        raise RuntimeError(f"parameters differ from the schema in {sorted(built.items() ^ told.items())}")
+        raise RuntimeError(f"parameters differ from the schema in {set(built.items()) ^ set(told.items())}")
 
 
-def initialize(model: Model, paths: Iterable[Path], rng: Array, input_shape: tuple[int, ...]) -> dict[Path, Array]:
-    """Fresh parameters as the module's initialisers make them, which say the same as the schema."""
-    return 0
+def initialize(model: Model, parameters: Iterable[Parameter], rng: Array) -> dict[Path, Array]:
+    """Fresh arrays as the schema says; the pad row of a padded table is zero.
+
+    Every parameter has a key of its own, made of `rng` and its name, so what is drawn does not depend on what else is.
+    """
+    fresh = {}
+    for parameter in parameters:
+        path = owner(model, parameter)
+        shape = shapes(model)[path].shape
+        if parameter.initializer == "normal":
+            key = jax.random.fold_in(rng, np.uint32(zlib.crc32(parameter.name.encode())))
+            array = normal(key, model.config.initializer_range, shape, model.param_dtype)
+        else:
+            array = jnp.full(shape, 1.0 if parameter.initializer == "ones" else 0.0, model.param_dtype)
+        if parameter.module.padding:
+            array = array.at[model.config.pad_token_id].set(0)
+        fresh[path] = array
+    return fresh
 
 
-def nested(params: Mapping[Path, Any]) -> dict[str, Any]:
-    """Nested dicts of what is at each path."""
-    return unflatten_dict(params)
+@partial(jax.jit, static_argnums=(2, 3))
+def normal(key: Array, scale: float, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Draws from N(0, scale^2), in at least float32."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return (jax.random.normal(key, shape, wide) * scale).astype(dtype)
+
+
+def load(model: Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> dict[Path, Array]:
+    """Canonical tensors as this framework's arrays, one at a time."""
+    return {
+        owner(model, parameter): to_array(array.T if parameter.leaf.transposed else array)
+        for parameter, array in tensors
+    }
+
+
+def dump(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters as canonical tensors; they share memory with the arrays where they can."""
+    canonical = {}
+    for name, parameter in model.parameters_of_schema.items():
+        array = np.asarray(get(params, owner(model, parameter)))
+        canonical[name] = array.T if parameter.leaf.transposed else array
+    return canonical
+
+
+def to_array(array: np.ndarray) -> Array:
+    """An array with its own copy of the values."""
+    return jnp.array(np.ascontiguousarray(array))

@@ -142,7 +142,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         value = self.tensor(value)
         if value is None:
             return None
-        checks.integer(name, str(value.dtype))
+        checks.integer(name, str(value.dtype).removeprefix("torch."))
         if shapes:
             checks.shape(name, tuple(value.shape), *shapes)
         return value.long()

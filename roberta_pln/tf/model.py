@@ -1,0 +1,160 @@
+"""The base model: embeddings, encoder, final norm, pooler."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from roberta_pln import checks
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.outputs import BaseModelOutput
+from roberta_pln.tf.attention import attention_bias, softmax_dtype
+from roberta_pln.tf.embeddings import Embeddings
+from roberta_pln.tf.encoder import Encoder, LayerCache
+from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, shape_of
+from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
+
+
+class Pooler(Module):
+    """tanh(dense(x)) of the first token, (B, T, D) -> (B, D)."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
+        super().__init__(shared)
+        self.dense = Dense(config.hidden_size, config.hidden_size, shared)
+
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        return tf.tanh(self.dense(hidden_states[:, 0]))
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
+    """The encoder (or decoder) without a head.
+
+    Args:
+        config: sizes and switches.
+        add_pooling_layer: `False` leaves the pooler out, and `pooler_output` with it.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "Model"
+
+    def __init__(self, config: RobertaPreLayerNormConfig, *, add_pooling_layer: bool = True, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.embeddings = Embeddings(config, self.shared)
+        self.encoder = Encoder(config, self.shared)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, self.shared)
+        self.pooler = Pooler(config, self.shared) if add_pooling_layer else None
+        self.post_init()
+
+    def call(
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        encoder_hidden_states: tf.Tensor | None = None,
+        encoder_attention_mask: tf.Tensor | None = None,
+        past_key_values: tuple[LayerCache, ...] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool = False,
+    ) -> BaseModelOutput | tuple:
+        """Run the model.
+
+        Args:
+            input_ids: (B, T) token ids in [0, vocab_size); this or `inputs_embeds`.
+            attention_mask: (B, S) with 1 for tokens to attend to and 0 for padding, or the complete pattern as
+                (B, T, S) or (B, H, T, S), to which a decoder adds no causal mask. Padding is not detected from ids.
+            token_type_ids: (B, T) in [0, type_vocab_size); zeros if not given.
+            position_ids: (B, T) or (1, T) in [0, max_position_embeddings); counted from the tokens that are not
+                padding if not given.
+            head_mask: (H,) or (N, H); multiplies each head's attention probabilities.
+            inputs_embeds: (B, T, D) instead of the word embeddings of `input_ids`.
+            encoder_hidden_states: (B, encoder tokens, D), read by the cross-attention of a decoder.
+            encoder_attention_mask: as `attention_mask`, over the encoder's tokens.
+            past_key_values: a decoder's cache from an earlier call, N items.
+            use_cache: whether a decoder returns its cache; the config's value if not given.
+            output_attentions, output_hidden_states, return_dict: the config's values if not given.
+            training: whether dropout is on; Keras hands it to every layer.
+
+        Returns:
+            A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
+
+        Raises:
+            InputError: when an argument breaks a rule of `checks`. Ids out of range give NaN in graphs, where they
+                cannot be read.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        if not config.is_decoder:
+            past_key_values = encoder_hidden_states = None
+
+        checks.one_of_ids_and_embeds(input_ids is not None, inputs_embeds is not None)
+        input_ids = self.ids("input_ids", input_ids)
+        if input_ids is not None:
+            checks.shape("input_ids", tuple(input_ids.shape), (None, None))
+            batch, queries = input_ids.shape
+        else:
+            checks.shape("inputs_embeds", tuple(inputs_embeds.shape), (None, None, config.hidden_size))
+            batch, queries = inputs_embeds.shape[:2]
+        past_length = shape_of(past_key_values[0][0])[2] if past_key_values else 0
+        if isinstance(past_length, int):  # a graph of open length gives NaN instead
+            checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
+        token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
+        position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
+
+        hidden_states = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length
+        )
+        keys = past_length + shape_of(hidden_states)[1]
+        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder)
+        encoder_bias = None
+        if encoder_hidden_states is not None:
+            checks.encoder_states(config)
+            checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
+            encoder_keys = shape_of(encoder_hidden_states)[1]
+            encoder_bias = self.bias(
+                "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_keys, False
+            )
+        record = self.encoder(
+            hidden_states,
+            bias,
+            self.head_masks(head_mask),
+            encoder_hidden_states,
+            encoder_bias,
+            past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
+        if self.pooler is not None:
+            record.pooler_output = self.pooler(record.last_hidden_state)
+        return self.returned(record, return_dict)
+
+    def bias(
+        self, name: str, mask: tf.Tensor | None, hidden_states: tf.Tensor, keys: int | tf.Tensor, causal: bool
+    ) -> tf.Tensor | None:
+        """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
+        if mask is not None:
+            batch, queries = hidden_states.shape[:2]
+            checks.attention_mask(name, tuple(mask.shape), batch, queries, keys if isinstance(keys, int) else None)
+        dtype = softmax_dtype(hidden_states.dtype)
+        return attention_bias(mask, shape_of(hidden_states)[1], keys, causal, dtype)
+
+    def head_masks(self, head_mask: tf.Tensor | None) -> tf.Tensor | None:
+        """Check a head mask and give every layer its row, (H,) or (N, H) -> (N, H)."""
+        if head_mask is None:
+            return None
+        checks.head_mask(tuple(head_mask.shape), self.config)
+        return tf.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
+
+    def get_config(self) -> dict[str, Any]:
+        """What Keras needs to construct the model again."""
+        return {**super().get_config(), "add_pooling_layer": self.pooler is not None}

@@ -1,0 +1,241 @@
+"""What every model can do: load, save, count its parameters, read arguments, train with Keras."""
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from roberta_pln import checkpoint, checks, loading, schema
+from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.outputs import ModelOutput
+from roberta_pln.tf import records, weights  # noqa: F401  records registers itself
+from roberta_pln.tf.layers import Shared
+
+NATIVE_FORMAT = "h5"
+"""What `save_pretrained(safe_serialization=False)` writes."""
+
+
+class RobertaPreLayerNormPreTrainedModel(keras.Model):
+    """Base of all models.
+
+    A model that was constructed has fresh weights. It is called as every Keras model is: `training=True` switches
+    dropout on. The first argument may also be a mapping, or a list or tuple in the order of the signature.
+
+    Args:
+        config: sizes and switches, checked again here.
+        seed: an integer, or the generator, that initialisation and dropout draw from; if not given, one that
+            `keras.utils.set_random_seed` makes reproducible.
+        **options: those of every Keras model: `name`, `trainable`, and `dtype`, any policy of floating-point types.
+    """
+
+    config_class = RobertaPreLayerNormConfig
+    base_model_prefix = schema.PREFIX
+    framework = "tf"
+    head: ClassVar[str]
+
+    def __init__(
+        self, config: RobertaPreLayerNormConfig, *, seed: int | keras.random.SeedGenerator | None = None, **options: Any
+    ) -> None:
+        config.validate()
+        super().__init__(**options)
+        self.config = config
+        given = isinstance(seed, keras.random.SeedGenerator)
+        self.seed_generator = seed if given else keras.random.SeedGenerator(seed)
+
+    def post_init(self) -> None:
+        """Check against the schema and initialise; the last step of every constructor."""
+        self.built = True
+        weights.check(self)
+        weights.initialize(self, self.parameters_of_schema.values())
+
+    # ------------------------------------------------------------- load and save
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str] | checkpoint.Checkpoint,
+        *,
+        config: RobertaPreLayerNormConfig | None = None,
+        dtype: Any = None,
+        seed: int | None = None,
+        output_loading_info: bool = False,
+        **options: Any,
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """Load a model from any checkpoint of this architecture.
+
+        Args:
+            path: a directory, a single file, a hub id, or an open checkpoint.
+            config: used instead of the one beside the weights.
+            dtype: `float64`, `float32`, `bfloat16`, `float16`, any other policy of Keras (`mixed_bfloat16`), or
+                `auto` (as saved); Keras' own setting, which is `float32` at first, if not given.
+            seed: what the parameters that the checkpoint lacks, and dropout, are drawn from; see the constructor.
+            output_loading_info: also return which parameters were missing, unexpected or mis-shaped.
+            options: see `loading.prepare`: `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the hub's
+                keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override.
+
+        Raises:
+            LoadError: naming every tensor that is missing, unexpected or mis-shaped.
+            CheckpointError: when the file is cut short, no checkpoint, or of another architecture.
+        """
+        policy = None if dtype == "auto" else keras.dtype_policies.get(dtype)
+        wanted = "auto" if policy is None else policy.variable_dtype
+        loaded = loading.prepare(path, cls.head, config=config, dtype=wanted, **options)
+        with weights.left_blank():
+            model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
+        weights.load(model, loaded.tensors())
+        weights.initialize(model, loaded.fresh())
+        return (model, loaded.info.to_dict()) if output_loading_info else model
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], *, format: str | None = None, safe_serialization: bool = True
+    ) -> None:
+        """Write the weights and `config.json` into a directory; a failure leaves the files that were there whole.
+
+        Args:
+            directory: made if it is not there.
+            format: one of `checkpoint.FORMATS`.
+            safe_serialization: without `format`, `True` writes safetensors and `False` this framework's own format.
+        """
+        format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
+        checkpoint.save(weights.dump(self), directory, self.config, self.head, format)
+
+    def get_config(self) -> dict[str, Any]:
+        """What Keras needs to construct the model again."""
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
+        """Construct a model as `get_config` describes it."""
+        options = {**config}
+        return cls(RobertaPreLayerNormConfig.from_dict(options.pop("config")), **options)
+
+    # ------------------------------------------------------------- parameters
+
+    @property
+    def parameters_of_schema(self) -> dict[str, schema.Parameter]:
+        """What the schema says about each parameter, by canonical name."""
+        pooled = getattr(self.base_model, "pooler", None) is not None
+        return schema.expand(self.config, self.head, add_pooling_layer=pooled)
+
+    @property
+    def base_model(self) -> keras.Model:
+        """The model without its head."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def shared(self) -> Shared:
+        """What the layers of this model have in common."""
+        return Shared(self.dtype_policy, self.seed_generator)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of parameters, shared ones counted once."""
+        return sum(int(np.prod(value.shape)) for value in (self.trainable_weights if only_trainable else self.weights))
+
+    # ------------------------------------------------------------- arguments
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, with the arguments in any of the forms that the class describes.
+
+        Keras takes tensors by position and arrays by name; mappings, sequences and nested lists end here.
+        """
+        names = list(inspect.signature(self.call).parameters)
+        given = inspect.signature(self.call).bind_partial(*args, **kwargs).arguments
+        first = given.get(names[0])
+        if is_sequence_of_inputs(first):
+            first = dict(zip(names, first, strict=False))
+        if isinstance(first, Mapping):
+            del given[names[0]]
+            unknown, twice = set(first) - set(names), set(first) & set(given)
+            if unknown or twice:
+                problem = f"no argument {sorted(unknown)}" if unknown else f"{sorted(twice)} twice"
+                raise checks.InputError(f"{type(self).__name__} was given {problem}; its arguments are {names}")
+            given = {**first, **given}
+        return super().__call__(
+            **{name: value if name == "past_key_values" else self.tensor(value) for name, value in given.items()}
+        )
+
+    def tensor(self, value: Any) -> Any:
+        """An argument with lists converted; Keras converts arrays, and casts floats to the compute dtype."""
+        return np.asarray(value) if isinstance(value, list | tuple) else value
+
+    def ids(self, name: str, value: tf.Tensor | None, *shapes: Iterable[int | None]) -> tf.Tensor | None:
+        """An argument of integers as an int64 tensor of one of the allowed shapes."""
+        if value is None:
+            return None
+        checks.integer(name, value.dtype.name)
+        if shapes:
+            checks.shape(name, tuple(value.shape), *shapes)
+        return tf.cast(value, tf.int64)
+
+    def returned(self, record: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        """The record, or its tuple form if the call or the config asks for it."""
+        as_record = self.config.return_dict if return_dict is None else return_dict
+        return record if as_record else record.plain()
+
+    # ------------------------------------------------------------- Keras' fit, evaluate and predict
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """The loss of `compile` on the logits if there is one, and the model's own if not.
+
+        Labels are `y`, or `labels` in `x`.
+
+        Raises:
+            InputError: when there are no labels, or sample weights for the model's own loss.
+        """
+        labels = self.labels_of(x, y)
+        if self.loss is not None:
+            return super().compute_loss(x, labels, self.logits_of(y_pred), sample_weight, training)
+        if sample_weight is not None:
+            raise checks.InputError(
+                "sample_weight needs a loss in compile(): the model's own is a mean over the labels that are not -100"
+            )
+        if labels is None:
+            raise checks.InputError("there are no labels: give them as y, as labels in x, or give compile() a loss")
+        loss = self.own_loss(self.logits_of(y_pred), labels)
+        # Keras adds up what the replicas of a distributed step return.
+        loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        return tf.add_n([loss, *(self._aggregate_additional_loss(other) for other in self.losses)])
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """The metrics of `compile`, on the logits."""
+        return super().compute_metrics(x, self.labels_of(x, y), self.logits_of(y_pred), sample_weight)
+
+    def predict_step(self, data: Any) -> ModelOutput:
+        """The record for one batch; labels are left out."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(x, Mapping):
+            x = {name: value for name, value in x.items() if name != "labels"}
+        return self(x, training=False)
+
+    def labels_of(self, x: Any, y: Any) -> Any:
+        """The labels of one batch of `fit`."""
+        source = x if y is None else y
+        return source.get("labels") if isinstance(source, Mapping) else y
+
+    def logits_of(self, y_pred: ModelOutput) -> tf.Tensor:
+        """The predictions of one batch of `fit`."""
+        if not isinstance(y_pred, ModelOutput) or "logits" not in y_pred:
+            raise checks.InputError(
+                f"fit() and evaluate() need a model with a head that returns records, got {type(y_pred).__name__} from "
+                f"{type(self).__name__}: set return_dict=True in the config"
+            )
+        return y_pred.logits
+
+
+
+
+def is_sequence_of_inputs(value: Any) -> bool:
+    """Whether a first argument is several inputs in the order of the signature, and not one nested list of numbers."""
+    is_input = lambda item: item is None or len(getattr(item, "shape", ())) > 0
+    return isinstance(value, list | tuple) and all(is_input(item) for item in value)

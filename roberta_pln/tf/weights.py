@@ -1,0 +1,81 @@
+"""Canonical tensors to and from this framework's parameters, driven by the schema."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from roberta_pln import schema
+from roberta_pln.schema import Parameter
+
+_blank = ContextVar("blank", default=False)
+
+
+@contextmanager
+def left_blank() -> Iterator[None]:
+    """Models constructed in this context are not initialised: their weights come from somewhere else."""
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
+
+
+def get(model: keras.Model, parameter: Parameter) -> keras.Variable:
+    """The framework's array of a parameter."""
+    owner = model
+    for part in schema.path(parameter.name, model.head).split(".")[:-1]:
+        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+    return getattr(owner, parameter.leaf.tf)
+
+
+def check(model: keras.Model) -> None:
+    """Check that the model holds the parameters of the schema and no other.
+
+    Raises:
+        RuntimeError: when construction and schema disagree, which is a fault of this library.
+    """
+    built = {id(variable): tuple(variable.shape) for variable in model.weights}
+    told = {
+        id(get(model, parameter)): parameter.shape[::-1] if parameter.leaf.transposed else parameter.shape
+        for parameter in model.parameters_of_schema.values()
+    }
+    if built != told:
+        wrong = [variable.path for variable in model.weights if told.get(id(variable)) != tuple(variable.shape)]
+        raise RuntimeError(f"parameters differ from the schema: {len(built)} built, {len(told)} told, among them {wrong}")
+
+
+def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
+    """Fill parameters as the schema says; the pad row of a padded table is zero. Draws in float32 from the
+    model's generator, so that a seed gives the same weights in every dtype."""
+    if _blank.get():
+        return
+    for parameter in parameters:
+        variable = get(model, parameter)
+        if parameter.initializer != "normal":
+            variable.assign(np.full(variable.shape, 1 if parameter.initializer == "ones" else 0))
+            continue
+        values = keras.random.normal(
+            variable.shape, stddev=model.config.initializer_range, dtype="float32", seed=model.seed_generator
+        )
+        if parameter.module.padding:
+            values = tf.where(np.arange(len(values))[:, None] == model.config.pad_token_id, 0.0, values)
+        variable.assign(values)
+
+
+def load(model: keras.Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> None:
+    """Put canonical tensors in place, one at a time."""
+    for parameter, array in tensors:
+        get(model, parameter).assign(array.T if parameter.leaf.transposed else array)
+
+
+def dump(model: keras.Model) -> dict[str, np.ndarray]:
+    """The model's parameters as canonical tensors."""
+    arrays = {}
+    for name, parameter in model.parameters_of_schema.items():
+        array = get(model, parameter).numpy()
+        arrays[name] = array.T if parameter.leaf.transposed else array
+    return arrays

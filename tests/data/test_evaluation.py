@@ -1,0 +1,75 @@
+"""Scores and baselines, against numbers counted by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers")
+
+from roberta_pln.data import evaluation
+from roberta_pln.data.masking import IGNORED
+from roberta_pln.tokenizer import Tokenizer
+
+X, MASK = IGNORED, 9
+IDS = np.array([[0, 9, 9, 5, 9, 2]])
+LABELS = np.array([[X, 4, 5, X, 7, X]])
+MASKED = [(IDS, np.ones_like(IDS), LABELS)]
+
+
+def test_scores_are_share_and_exp_of_mean_loss():
+    probabilities = np.full((1, 6, 10), 0.05)
+    probabilities[0, 1, 4] = 0.55  # right
+    probabilities[0, 2, 6] = 0.55  # wrong: the answer has 0.05
+    probabilities[0, 4, 7] = 0.55  # right
+    logits = np.log(probabilities).astype(np.float32) + 100  # a constant changes nothing
+    scores = evaluation.evaluate(lambda ids, mask: logits, MASKED)
+    assert scores.accuracy == 2 / 3
+    assert scores.tokens == 3
+    # float32 logits near 100 are off by up to 4e-6 each
+    assert scores.perplexity == pytest.approx(math.exp(-(2 * math.log(0.55) + math.log(0.05)) / 3), rel=2e-5)
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match="got none"):
+        evaluation.evaluate(lambda ids, mask: ids, [])
+
+
+def test_baselines_guess_what_was_counted():
+    rows = [[0, 4, 5, 4, 5, 6, 2], [0, 4, 7, 2], [0, 5, 7, 2], [0, 4, 2]]
+    counts = evaluation.Counts.of(rows, 10)
+    assert counts.commonest == 4
+    assert counts.after.tolist() == [4, -1, -1, -1, 5, 4, -1, -1, -1, -1]  # 6 and 7 only ever end a row
+    assert counts.before.tolist() == [-1, -1, 7, -1, 5, 4, 5, 4, -1, -1]
+    # guesses: 4 after <s>; before 5 comes 4; after 5 comes 4 (first of the three equally frequent)
+    assert counts.bigram_accuracy(MASKED, MASK) == 1 / 3
+    assert counts.unigram_accuracy(MASKED) == 1 / 3
+
+
+def test_masked_documents_do_not_change():
+    document = ["In the beginning God created the heaven", "and the earth was without form"]
+    tokenizer = Tokenizer.train(document, 280)
+    first, second = (evaluation.masked_documents([document] * 3, tokenizer, 32, 0.4) for _ in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        for array, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(array, other)
+    ids, mask, labels = first[0]
+    np.testing.assert_array_equal(ids == tokenizer.mask_token_id, labels != IGNORED)
+    np.testing.assert_array_equal(mask == 0, ids == tokenizer.pad_token_id)
+
+
+def test_examples_follow_their_rule():
+    documents = [["Too short", "And God made the world and it was LORD", "The other eight words are not for us"]] * 2
+    tokenizer = Tokenizer.train([" made made world world world"], 290)
+    assert len(tokenizer.encode(" world")) == 3
+    expected = {"text": "And God made the <mask> and it was LORD", "answer": "world"}
+    assert evaluation.examples(documents, tokenizer) == [expected] * 2
+    assert evaluation.examples([["Too short"]], tokenizer) == []
+
+    answer = tokenizer.encode(" world")[1]
+    for better in range(3):
+        logits = np.zeros(tokenizer.vocab_size)
+        logits[answer] = 1
+        logits[10 : 10 + better] = 2
+        predict = lambda ids, mask, row=logits: np.broadcast_to(row, (*ids.shape, len(row)))  # noqa: E731
+        assert evaluation.rank(predict, tokenizer, expected) == better

@@ -1,0 +1,208 @@
+"""What is particular to PyTorch."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from roberta_pln import schema  # noqa: E402
+from roberta_pln.pt import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
+from roberta_pln.pt.attention import MultiHeadAttention  # noqa: E402
+from tests.contract import INPUTS, padded, random_ids, tiny_config  # noqa: E402
+
+IDS = torch.from_numpy(random_ids())
+PADDED = {name: torch.from_numpy(value) for name, value in INPUTS["right padding"].items()}
+
+
+def masked_lm(**changes):
+    torch.manual_seed(0)
+    return RobertaPreLayerNormForMaskedLM(tiny_config(**changes))
+
+
+def test_state_dict_has_the_names_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.RobertaPreLayerNormForMaskedLM(transformers.RobertaPreLayerNormConfig(**_plain()))
+    masked_lm().load_state_dict(theirs.state_dict())
+    assert set(masked_lm().state_dict()) == set(theirs.state_dict())
+
+
+def _plain():
+    return {k: v for k, v in tiny_config().to_dict().items() if k not in ("model_type", "dtype")}
+
+
+def test_the_decoder_shares_the_word_table():
+    model = masked_lm()
+    word_table = model.roberta_prelayernorm.embeddings.word_embeddings.weight
+    assert model.lm_head.decoder.weight is word_table
+    assert model.lm_head.decoder.bias is model.lm_head.bias
+    assert copy.deepcopy(model).lm_head.decoder.weight is not word_table
+    untied = masked_lm(tie_word_embeddings=False)
+    assert untied.lm_head.decoder.weight is not untied.roberta_prelayernorm.embeddings.word_embeddings.weight
+    assert untied.num_parameters() == model.num_parameters() + 99 * 32
+
+
+def test_fresh_weights_follow_the_schema():
+    model = RobertaPreLayerNormModel(tiny_config(vocab_size=5000, hidden_size=64, initializer_range=0.05))
+    word_table = model.embeddings.word_embeddings.weight
+    assert word_table.std().item() == pytest.approx(0.05, rel=0.01)  # 320,000 draws: 0.13 % is one standard error
+    assert torch.count_nonzero(word_table[1]) == 0
+    assert torch.count_nonzero(model.embeddings.position_embeddings.weight[1]) == 0
+    assert torch.count_nonzero(model.embeddings.token_type_embeddings.weight[1]) > 0
+    assert torch.count_nonzero(model.encoder.layer[0].attention.self.query.bias) == 0
+    assert torch.all(model.LayerNorm.weight == 1)
+
+
+def test_the_fused_kernel_computes_the_same(monkeypatch):
+    """Without gradients attention is one fused call; with them it is written out. Both in float64."""
+    model = masked_lm().double().eval()
+    for inputs in ("no mask", "a fully padded row", "left padding", "a mask of three axes"):
+        tensors = {name: torch.as_tensor(value) for name, value in INPUTS[inputs].items()}
+        with torch.no_grad():
+            fused = model(**tensors).logits
+            with monkeypatch.context() as patch:
+                patch.setattr(MultiHeadAttention, "is_plain", lambda *_: False)
+                written_out = model(**tensors).logits
+        assert torch.equal(written_out, model(**tensors).logits)
+        torch.testing.assert_close(fused, written_out, rtol=0, atol=1e-13)  # a few hundred roundings of 1e-16
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_without_keys_is_uniform_and_finite(dtype):
+    model = RobertaPreLayerNormModel(tiny_config()).to(dtype).eval()
+    inputs = padded(random_ids(), (1, slice(None)))
+    inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    record = model(**inputs, output_attentions=True)
+    assert torch.isfinite(record.last_hidden_state).all()
+    assert torch.all(record.attentions[0][1] == torch.tensor(1 / 11, dtype=dtype))
+    with torch.no_grad():
+        fused = model(**inputs).last_hidden_state
+    # the fused kernel rounds at other places: a few spacings of numbers up to 4
+    torch.testing.assert_close(fused, record.last_hidden_state.detach(), rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+def test_compile_without_graph_breaks():
+    model = masked_lm().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    record = compiled(**PADDED)
+    assert type(record) is type(model(**PADDED))
+    # float32: another order of summation, a few spacings of numbers near 1
+    torch.testing.assert_close(record.logits, model(**PADDED).logits, rtol=0, atol=2e-6)
+
+
+def test_export():
+    model = masked_lm().eval()
+    exported = torch.export.export(model, (), dict(PADDED)).module()
+    assert torch.equal(exported(**PADDED).logits, model(**PADDED).logits)
+
+
+def test_functional_call():
+    model = masked_lm().eval()
+    record = torch.func.functional_call(model, dict(model.named_parameters()), (IDS,))
+    assert torch.equal(record.logits, model(IDS).logits)
+
+
+def test_dropout_follows_the_seed_and_independent_elements():
+    model = RobertaPreLayerNormModel(tiny_config(attention_probs_dropout_prob=0.5)).train()
+    torch.manual_seed(1)
+    one = model(IDS, output_attentions=True).attentions[0]
+    torch.manual_seed(1)
+    assert torch.equal(one, model(IDS, output_attentions=True).attentions[0])
+    dropped = (one == 0).flatten(0, 1)  # (B * H, T, S)
+    assert len({pattern.numpy().tobytes() for pattern in dropped}) == len(dropped)
+    kept = one[one > 0] / model.eval()(IDS, output_attentions=True).attentions[0][one > 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 2.0))
+
+
+def test_dropout_of_everything_is_zero():
+    model = RobertaPreLayerNormModel(tiny_config(hidden_dropout_prob=1.0)).train()
+    assert torch.count_nonzero(model(IDS, output_hidden_states=True).hidden_states[0]) == 0
+
+
+def test_pads_send_no_gradient_to_the_tables():
+    model = RobertaPreLayerNormModel(tiny_config())
+    model(torch.from_numpy(INPUTS["pads that are seen"]["input_ids"])).last_hidden_state.square().sum().backward()
+    for table in (model.embeddings.word_embeddings, model.embeddings.position_embeddings):
+        assert torch.count_nonzero(table.weight.grad[1]) == 0
+        assert torch.count_nonzero(table.weight.grad) > 0
+
+
+def test_step_by_step_is_the_full_pass():
+    model = RobertaPreLayerNormModel(tiny_config(is_decoder=True, add_cross_attention=True)).double().eval()
+    states = torch.randn(3, 5, 32, dtype=torch.float64)
+    full = model(IDS, encoder_hidden_states=states).last_hidden_state
+    past, steps = None, []
+    for token in IDS.split(1, dim=1):
+        record = model(token, encoder_hidden_states=states, past_key_values=past)
+        past, steps = record.past_key_values, [*steps, record.last_hidden_state]
+    torch.testing.assert_close(torch.cat(steps, dim=1), full, rtol=0, atol=1e-13)  # roundings of 1e-16
+    assert past[0][0].shape == (3, 4, 11, 8)
+
+
+def test_plain_tuples():
+    model = masked_lm().eval()
+    logits, states = model(IDS, output_hidden_states=True, return_dict=False)
+    assert logits.shape == (3, 11, 99)
+    assert len(states) == 3
+    loss, _ = model(IDS, labels=IDS, return_dict=False)
+    assert loss.shape == ()
+    assert RobertaPreLayerNormModel(tiny_config(), add_pooling_layer=False)(IDS, return_dict=False)[1] is None
+
+
+def test_arrays_and_lists_are_taken():
+    model = masked_lm().eval()
+    expected = model(IDS).logits
+    assert torch.equal(model(IDS.numpy()).logits, expected)
+    assert torch.equal(model(IDS.tolist()).logits, expected)
+    assert torch.equal(model(IDS.int()).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_loading_in_every_dtype(dtype, tmp_path):
+    model = masked_lm()
+    model.save_pretrained(tmp_path)
+    loaded = RobertaPreLayerNormForMaskedLM.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.dtype == getattr(torch, dtype)
+    assert not loaded.training
+    assert loaded.config.dtype == dtype
+    assert {value.device.type for value in loaded.state_dict().values()} == {"cpu"}
+    assert torch.equal(loaded.lm_head.dense.weight, model.lm_head.dense.weight.to(loaded.dtype))
+    loaded.save_pretrained(tmp_path / "again")
+    again = RobertaPreLayerNormForMaskedLM.from_pretrained(tmp_path / "again", dtype="auto")
+    assert again.dtype == loaded.dtype
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), loaded.parameters(), strict=True))
+    with torch.no_grad():
+        assert loaded(IDS, labels=IDS).loss.dtype == torch.promote_types(loaded.dtype, torch.float32)
+
+
+def test_a_head_from_a_base_model_and_back(tmp_path):
+    RobertaPreLayerNormModel(tiny_config()).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"newly initialised: lm_head\.dense\.weight"):
+        model, info = RobertaPreLayerNormForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == [name for name in schema.expand(tiny_config(), "ForMaskedLM") if "lm_head" in name]
+    assert model.lm_head.decoder.weight is model.roberta_prelayernorm.embeddings.word_embeddings.weight
+    assert 0.01 < model.lm_head.dense.weight.std() < 0.03  # drawn, not left empty
+    model.save_pretrained(tmp_path / "head")
+    base = RobertaPreLayerNormModel.from_pretrained(tmp_path / "head", add_pooling_layer=False)
+    assert torch.equal(base(IDS).last_hidden_state, model.roberta_prelayernorm(IDS).last_hidden_state)
+
+
+def test_training_learns():
+    model = masked_lm()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_numpy_stays_writable():
+    """Loading copies: training must not write into a memory-mapped file."""
+    model = masked_lm()
+    assert all(np.asarray(value.detach()).flags.writeable for value in model.parameters())

@@ -125,4 +125,4 @@ def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], he
                 if own in file:
                     group[f"{model}/{name}"] = file[own]
                 else:
-                    group.create_dataset(f"{model}/{name}", data=tensors[name].read())
+                    group.create_dataset(f"{model}/{name}", data=tensors[name].read(), dtype=tensors[name].dtype)

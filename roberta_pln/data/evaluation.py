@@ -106,13 +106,13 @@ class Counts:
         for row in rows:
             np.add.at(pairs, (row[:-1], row[1:]), 1)
             bos, eos = row[0], row[-1]
-        single = pairs.sum(0)
-        single[eos] = 0
-        pairs[:, eos] = 0
-        after = np.where(pairs.any(1), pairs.argmax(1), -1)
-        pairs[bos] = 0
-        before = np.where(pairs.any(0), pairs.argmax(0), -1)
-        return cls(int(single.argmax()), after, before)
+        guessed = np.ones(vocab_size, dtype=bool)
+        guessed[[bos, eos]] = False
+        following = pairs * guessed  # (V, V)
+        preceding = pairs * guessed[:, None]  # (V, V)
+        after = np.where(following.any(1), following.argmax(1), -1)
+        before = np.where(preceding.any(0), preceding.argmax(0), -1)
+        return cls(int(following.sum(0).argmax()), after, before)
 
     def unigram_accuracy(self, masked: Sequence[Masked]) -> float:
         """Accuracy of always guessing the most frequent token."""

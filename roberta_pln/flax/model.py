@@ -143,7 +143,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         batch, queries = hidden_states.shape[:2]
         mask = self.tensor(mask)
         if mask is not None:
-            checks.attention_mask(name, mask.shape, batch, queries, keys)
+            checks.attention_mask(name, mask.shape, batch, queries, keys, self.config.num_attention_heads)
         return attention_bias(mask, queries, keys, causal, softmax_dtype(hidden_states.dtype))
 
     def head_masks(self, head_mask: Array | None) -> Array | None:

@@ -1,4 +1,8 @@
-"""The activations of the feed-forward block, by the names of `numerics.ACTIVATIONS`."""
+"""The activations of the feed-forward block, by the names of `numerics.ACTIVATIONS`.
+
+`tf.nn` keeps the constants of gelu and leaky_relu in float32, which costs float64 half its digits; hence their own
+formulas here.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,11 +13,11 @@ from roberta_pln import numerics
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
-    return tf.nn.gelu(x)
+    return 0.5 * x * (1 + tf.math.erf(math.sqrt(0.5) * x))
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
-    return tf.nn.gelu(x, approximate=True)
+    return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + numerics.GELU_CUBIC * x * x * x)))
 
 
 def gelu_10(x: tf.Tensor) -> tf.Tensor:
@@ -29,7 +33,7 @@ def laplace(x: tf.Tensor) -> tf.Tensor:
 
 
 def leaky_relu(x: tf.Tensor) -> tf.Tensor:
-    return tf.nn.leaky_relu(x, numerics.LEAKY_RELU_SLOPE)
+    return tf.where(x > 0, x, numerics.LEAKY_RELU_SLOPE * x)
 
 
 def linear(x: tf.Tensor) -> tf.Tensor:

@@ -144,7 +144,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
         if mask is not None:
             batch, queries = hidden_states.shape[:2]
-            checks.attention_mask(name, tuple(mask.shape), batch, queries, keys if isinstance(keys, int) else None)
+            known_keys = keys if isinstance(keys, int) else None
+            checks.attention_mask(
+                name, tuple(mask.shape), batch, queries, known_keys, self.config.num_attention_heads
+            )
         dtype = softmax_dtype(hidden_states.dtype)
         return attention_bias(mask, shape_of(hidden_states)[1], keys, causal, dtype)
 

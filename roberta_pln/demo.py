@@ -107,13 +107,17 @@ def describe(source: Checkpoint, show: Show) -> None:
     count = sum(int(np.prod(source.shape(name))) for name in source)
     show(f"{source.path.parent.name}: RoBERTa-PreLayerNorm, {config.num_hidden_layers} layers of {config.hidden_size}")
     show(f"  {count:,} parameters, vocabulary {config.vocab_size:,}, trained on {card['trained_on']}")
-    show(f"  held-out masked-token accuracy {card['accuracy']:.1%}")
+    for rate, scores in card["held_out"].items():
+        show(
+            f"  held-out masked-token accuracy {scores['accuracy']:.1%} with {float(rate):.0%} of the tokens masked "
+            f"(guessing from neighbours: {scores['bigram_accuracy']:.1%})"
+        )
 
 
 def labelled(tokenizer: Tokenizer, examples: list[dict[str, str]]) -> dict[str, np.ndarray]:
     """The example sentences as inputs, with the word that was masked as the label."""
     inputs = predict.encode(tokenizer, [example["text"] for example in examples])
-    answers = [tokenizer.token_to_id(example["token"]) for example in examples]
+    answers = [tokenizer.encode(" " + example["answer"])[1] for example in examples]  # behind <s>
     masked = inputs["input_ids"] == tokenizer.mask_token_id
     return {**inputs, "labels": np.where(masked, np.array(answers)[:, None], IGNORE_INDEX)}
 
@@ -155,7 +159,7 @@ def fill(
     show: Show,
 ) -> None:
     """Print one sentence and what each backend puts in."""
-    show(f"\n  {example['text']}   [the text has: {example['answer'].strip()}]")
+    show(f"\n  {example['text']}   [the text has: {example['answer']}]")
     position = int(np.flatnonzero(ids == tokenizer.mask_token_id)[0])
     columns = [
         [(tokenizer.decode([token]), p) for token, p in predict.most_probable(found[0]["logits"][index, position], TOP)]

@@ -103,11 +103,10 @@ class Counts:
     def of(cls, rows: Iterable[Sequence[int]], vocab_size: int) -> Counts:
         """Count the tokens of rows `<s> ... </s>`; the two ends serve as neighbours and are never guessed."""
         pairs = np.zeros((vocab_size, vocab_size), dtype=np.int32)
+        guessed = np.ones(vocab_size, dtype=bool)
         for row in rows:
             np.add.at(pairs, (row[:-1], row[1:]), 1)
-            bos, eos = row[0], row[-1]
-        guessed = np.ones(vocab_size, dtype=bool)
-        guessed[[bos, eos]] = False
+            guessed[[row[0], row[-1]]] = False
         following = pairs * guessed  # (V, V)
         preceding = pairs * guessed[:, None]  # (V, V)
         after = np.where(following.any(1), following.argmax(1), -1)

@@ -84,7 +84,7 @@ class Layer(Block):
 
     def feed_forward(self, hidden_states: Array, deterministic: bool) -> Array:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
-        if self.chunk_size == 0:
+        if self.chunk_size == 0 or self.is_initializing():  # a module is initialised on any number of tokens
             return hidden_states + self.output(self.intermediate(hidden_states), deterministic)
         checks.chunks(hidden_states.shape[1], self.chunk_size)
         slices = jnp.split(hidden_states, hidden_states.shape[1] // self.chunk_size, axis=1)

@@ -51,7 +51,7 @@ def test_blank_lines_separate_documents(tmp_path):
 
 def test_too_few_documents_are_refused(tmp_path):
     (tmp_path / "text").write_text("one\n\ntwo\n")
-    with pytest.raises(ValueError, match="more than 10 documents.*got 2"):
+    with pytest.raises(ValueError, match=r"more than 10 documents.*got 2"):
         corpus.read_documents(tmp_path / "text")
 
 

@@ -40,10 +40,13 @@ def test_baselines_guess_what_was_counted():
     counts = evaluation.Counts.of(rows, 10)
     assert counts.commonest == 4
     assert counts.after.tolist() == [4, -1, -1, -1, 5, 4, -1, -1, -1, -1]  # 6 and 7 only ever end a row
-    assert counts.before.tolist() == [-1, -1, 7, -1, 5, 4, 5, 4, -1, -1]
-    # guesses: 4 after <s>; before 5 comes 4; after 5 comes 4 (first of the three equally frequent)
-    assert counts.bigram_accuracy(MASKED, MASK) == 1 / 3
+    assert counts.before.tolist() == [-1, -1, 7, -1, 5, 4, 5, 4, -1, -1]  # nothing but <s> stands before a first word
     assert counts.unigram_accuracy(MASKED) == 1 / 3
+    # 4 follows <s>: right. 4 precedes 5: wrong. 4 follows 5: wrong.
+    assert counts.bigram_accuracy(MASKED, MASK) == 1 / 3
+    # Between two masks the most frequent token is guessed; before </s> stands 7.
+    ids, labels = np.array([[0, 9, 9, 9, 2]]), np.array([[X, 5, 4, 7, X]])
+    assert counts.bigram_accuracy([(ids, np.ones_like(ids), labels)], MASK) == 2 / 3
 
 
 def test_masked_documents_do_not_change():

@@ -1,0 +1,106 @@
+"""The commands as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from roberta_pln import backends
+from roberta_pln.cli import main
+from roberta_pln.demo import ASSET
+from tests.contract import random_checkpoint, tiny_config
+
+TWO = backends.installed()[:2]
+needs_two = pytest.mark.skipif(len(TWO) < 2, reason="a comparison needs two backends")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "roberta_pln.cli", *arguments]
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**quiet, **environment})
+
+
+def test_demo():
+    done = run("demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "Everything holds."
+    for name in backends.installed():
+        title = backends.BACKENDS[name].title
+        assert title in done.stdout
+        assert title in done.stderr  # progress
+    assert not {"oneDNN", "cuda", "WARNING", "Warning"} & set((done.stdout + done.stderr).replace(":", " ").split())
+
+
+def test_demo_goes_on_without_a_backend(tmp_path):
+    """A package that cannot be found, and one line that says so."""
+    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jax' else f(n, *a)"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    done = run("demo", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "not available" in line]
+    assert lines == ["Flax is not available: install jax (pip install 'roberta_pln[flax]')"]
+
+
+@pytest.mark.parametrize("backend", backends.installed())
+def test_predict(backend):
+    done = run("predict", str(ASSET), "--text", "In the <mask> God created", "--backend", backend, "--top", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert len(json.loads(line)["masks"][0]["tokens"]) == 2
+
+
+def test_predict_from_a_file(tmp_path, capsys):
+    file = tmp_path / "lines.txt"
+    file.write_text("a <mask>\n\nand the <mask> said\n")
+    assert main(["predict", str(ASSET), "--file", str(file)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@needs_two
+def test_verify(tmp_path, capsys):
+    path = random_checkpoint(tmp_path / "model", tiny_config(), "ForMaskedLM")
+    saved, plot = tmp_path / "report.json", tmp_path / "report.png"
+    arguments = ["verify", str(path), "--backends", ",".join(TWO), "--json", str(saved), "--plot", str(plot)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "float32" in out
+    assert "float64" in out
+    assert [report["dtype"] for report in json.loads(saved.read_text())] == ["float32", "float64"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@needs_two
+def test_verify_on_text_fails_above_the_tolerance(tmp_path, monkeypatch, capsys):
+    from roberta_pln import parity
+
+    file = tmp_path / "lines.txt"
+    file.write_text("In the beginning God created the heaven and the earth.\nAnd God said.\n")
+    monkeypatch.setitem(parity.TOLERANCES, "float32", 1e-12)
+    assert main(["verify", str(ASSET), "--backends", ",".join(TWO), "--dtype", "float32", "--text", str(file)]) == 1
+    assert "!" in capsys.readouterr().out.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "nowhere/at/all", "--text", "a <mask>"], "nowhere/at/all"),
+        (["predict", str(ASSET), "--text", "no mask"], "must hold <mask>"),
+        (["predict", str(ASSET), "--file", "nowhere.txt"], "nowhere.txt"),
+        (["verify", str(ASSET), "--backends", "pt,jax"], "unknown backend 'jax'"),
+        (["verify", str(ASSET), "--backends", "pt"], "at least two backends"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("roberta-pln: error: ")
+    assert message in error
+
+
+def test_a_tokenizer_that_is_absent(tmp_path, capsys):
+    path = random_checkpoint(tmp_path, tiny_config(), "ForMaskedLM")
+    assert main(["predict", str(path), "--text", "a <mask>"]) == 2
+    assert "no tokenizer in" in capsys.readouterr().err

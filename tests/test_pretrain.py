@@ -1,0 +1,121 @@
+"""The training script on a tiny text."""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers")
+torch = pytest.importorskip("torch")
+
+from roberta_pln.pt import RobertaPreLayerNormForMaskedLM
+from roberta_pln.tokenizer import Tokenizer
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain"
+STEPS = 300
+SIZES = "--hidden-size 16 --layers 1 --heads 2 --vocab-size 280 --length 32 --tokens-per-batch 256 --precision float32"
+WORDS = "light darkness heaven earth water day night seed tree fruit man woman".split()
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    loader = importlib.machinery.SourceFileLoader("pretrain", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("pretrain", loader))
+    loader.exec_module(module)
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    line = "And God made the {} and the {}, and called the {} good."
+    documents = ["\n".join(line.format(*rng.choice(WORDS, 3)) for _ in range(4)) for _ in range(31)]
+    path = tmp_path_factory.mktemp("corpus") / "tiny.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+def command(corpus, work, *more):
+    often = ["--save-every", "20", "--export-every", "1000"]
+    return ["--corpus", str(corpus), "--work", str(work), "--steps", str(STEPS), *SIZES.split(), *often, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(pretrain, corpus, tmp_path_factory):
+    work = tmp_path_factory.mktemp("whole")
+    pretrain.main(command(corpus, work))
+    return work
+
+
+def test_killed_and_resumed_is_the_same(pretrain, corpus, trained, tmp_path):
+    arguments = command(corpus, tmp_path, "--resume")
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    process = subprocess.Popen([sys.executable, SCRIPT, *arguments], env=environment, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "state.pt").exists():
+        assert process.poll() is None, "the script ended before it saved a state"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < torch.load(tmp_path / "state.pt")["step"] < STEPS, "the script was not killed in time to test anything"
+
+    pretrain.main(arguments)
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "examples.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (trained / "model" / name).read_bytes()
+
+
+def test_result_is_complete_and_was_measured(pretrain, corpus, trained, capsys):
+    folder = trained / "model"
+    card = json.loads((folder / "card.json").read_text())
+    assert RobertaPreLayerNormForMaskedLM.from_pretrained(folder).num_parameters() == card["parameters"]
+    assert Tokenizer.from_pretrained(folder).max_length == 32
+    assert (card["steps"], card["training_lines"], card["held_out_lines"]) == (STEPS, 29 * 4, 2 * 4)
+    assert f"| 40% | {card['held_out']['0.4']['accuracy']:.1%} |" in (folder / "README.md").read_text()
+    assert card["held_out"]["0.4"]["accuracy"] > card["held_out"]["0.4"]["unigram_accuracy"]
+
+    capsys.readouterr()
+    pretrain.main(["--corpus", str(corpus), "--evaluate", str(folder)])
+    again = json.loads(capsys.readouterr().out)
+    assert again == {name: card[name] for name in again}
+    assert set(again) == {"held_out", "sample", "examples"}
+
+
+def test_log_has_every_report(trained):
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(20, STEPS + 1, 20))
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_a_state_is_not_overwritten_unasked(pretrain, corpus, trained):
+    with pytest.raises(SystemExit, match="pass --resume"):
+        pretrain.main(command(corpus, trained))
+
+
+def test_a_state_of_other_settings_is_refused(pretrain, corpus, trained):
+    with pytest.raises(SystemExit, match="other values of seed"):
+        pretrain.main(command(corpus, trained, "--resume", "--seed", "1"))
+
+
+def test_schedule_rises_and_falls(pretrain):
+    factors = [pretrain.schedule(step, 100) for step in range(100)]
+    assert factors[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
+    assert factors[-1] == pytest.approx(1 / 94)
+    assert pretrain.schedule(100, 100) == 0
+    assert np.diff(factors[6:]) == pytest.approx(-1 / 94)
+
+
+def test_missing_package_names_the_remedy(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="name a text file with --corpus"):
+        pretrain.fetch("no-such-package", tmp_path / "work")

@@ -58,7 +58,8 @@ class Backend:
 
     def advice(self) -> str:
         """One line that says what is missing and how to get it."""
-        return f"{self.title} is not available: install {', '.join(self.missing())} (pip install 'roberta_pln[{self.name}]')"
+        packages = ", ".join(self.missing())
+        return f"{self.title} is not available: install {packages} (pip install 'roberta_pln[{self.name}]')"
 
     def model_class(self, head: str) -> Any:
         """The class of a head in this backend."""
@@ -98,7 +99,9 @@ def choose(names: Sequence[str] | None) -> tuple[str, ...]:
             raise BackendError(BACKENDS[name].advice())
     found = tuple(names) if names else installed()
     if not found:
-        raise BackendError("no backend is installed: pip install 'roberta_pln[pt]', 'roberta_pln[tf]' or 'roberta_pln[flax]'")
+        raise BackendError(
+            "no backend is installed: pip install 'roberta_pln[pt]', 'roberta_pln[tf]' or 'roberta_pln[flax]'"
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def verify(options: argparse.Namespace) -> int:
     """Compare backends."""
     from roberta_pln import parity
 
-    inputs = None if options.text is None else _masked(options.path, list(_lines(options.text)))
+    inputs = None if options.text is None else masked(options.path, list(_lines(options.text)))
     reports = parity.compare_all(options.path, options.backends, inputs, options.dtype, progress=_progress)
     print("Largest differences (gradients: relative to each gradient's largest entry; ! marks what is above tolerance)")
     for report in reports:
@@ -110,7 +111,7 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line.rstrip("\n")
 
 
-def _masked(path: str, texts: list[str]) -> dict[str, np.ndarray]:
+def masked(path: str | os.PathLike[str], texts: list[str]) -> dict[str, np.ndarray]:
     """The lines as one padded batch with 40 % of its tokens masked, always in the same places."""
     from roberta_pln.checkpoint import hub
     from roberta_pln.data.masking import mask_tokens

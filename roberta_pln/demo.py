@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
@@ -165,6 +164,6 @@ def fill(
         [(tokenizer.decode([token]), p) for token, p in predict.most_probable(found[0]["logits"][index, position], TOP)]
         for found in answers.values()
     ]
-    show("    " + "".join(f"{BACKENDS[name].title:24}" for name in answers))
-    for row in itertools.zip_longest(*columns):
-        show("    " + "".join(f"{token.strip():14}{p:.6f}  " for token, p in row))
+    show("    " + "".join(f"{BACKENDS[name].title:24}" for name in answers).rstrip())
+    for row in zip(*columns, strict=True):
+        show("    " + "".join(f"{token.strip():14}{p:.6f}  " for token, p in row).rstrip())

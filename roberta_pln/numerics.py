@@ -49,7 +49,8 @@ ACTIVATIONS: Final = (
 | name | value at x |
 |---|---|
 | `gelu`, `gelu_python` | x Phi(x), the exact form through erf |
-| `gelu_new`, `gelu_fast`, `gelu_accurate`, `gelu_pytorch_tanh`, `gelu_python_tanh` | 0.5 x (1 + tanh(sqrt(2/pi) (x + GELU_CUBIC x^3))) |
+| `gelu_new`, `gelu_fast`, `gelu_accurate`, \
+  `gelu_pytorch_tanh`, `gelu_python_tanh` | 0.5 x (1 + tanh(sqrt(2/pi) (x + GELU_CUBIC x^3))) |
 | `gelu_10` | the exact form, clipped to [-10, 10] |
 | `quick_gelu` | x sigmoid(QUICK_GELU_SCALE x) |
 | `laplace` | 0.5 (1 + erf((x - LAPLACE_MEAN) / (LAPLACE_STD sqrt(2)))) |

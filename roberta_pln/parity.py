@@ -192,7 +192,9 @@ def differences(answers: Mapping[str, Arrays], dtype: str) -> Iterable[Differenc
     for left, right in itertools.combinations(answers, 2):
         for name in dict.fromkeys((*answers[left], *answers[right])):
             beside = name.replace(".key.bias", ".key.weight")
-            least = max((_largest(answers[side][beside]) for side in (left, right) if beside in answers[side]), default=0.0)
+            least = max(
+                (_largest(answers[side][beside]) for side in (left, right) if beside in answers[side]), default=0.0
+            )
             yield difference(name, left, right, dtype, answers[left].get(name), answers[right].get(name), least)
 
 
@@ -276,7 +278,9 @@ def save_plot(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
         for colour, (left, right) in enumerate(itertools.combinations(report.backends, 2)):
             rows = [d for d in report.differences if (d.left, d.right) == (left, right)]
             points = [d for d in rows if not d.name.startswith("gradient.") and d.name not in ("loss", "pooler_output")]
-            points.sort(key=lambda d: (not d.name.startswith("hidden_states"), d.name.endswith("logits"), _layer(d.name)))
+            points.sort(
+                key=lambda d: (not d.name.startswith("hidden_states"), d.name.endswith("logits"), _layer(d.name))
+            )
             label = f"{BACKENDS[left].title} - {BACKENDS[right].title}, {report.dtype}"
             axes.semilogy(
                 [_tick(d.name) for d in points],

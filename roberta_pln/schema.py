@@ -92,7 +92,8 @@ class Module:
     Attributes:
         name: attribute path in every backend.
         kind: which arrays it holds, see `LEAVES`.
-        axes: sizes as the names of config fields (or products of them, see `_size`); for dense modules and projections (out, in).
+        axes: sizes as the names of config fields (or products of them, see `_size`); for dense modules and
+            projections (out, in).
         when: whether a config's head has it.
         padding: whether row `pad_token_id` is zero at first and gets no gradient from lookups.
     """

@@ -63,7 +63,12 @@ def test_a_missing_array_is_seen():
 def report():
     answers = {
         "pt": {"loss": np.array(1.0), "hidden_states.0": np.ones(3), "logits": np.zeros(4), "gradient.a": np.ones(2)},
-        "tf": {"loss": np.array(1.0), "hidden_states.0": np.ones(3), "logits": np.full(4, 1e-3), "gradient.a": np.ones(2)},
+        "tf": {
+            "loss": np.array(1.0),
+            "hidden_states.0": np.ones(3),
+            "logits": np.full(4, 1e-3),
+            "gradient.a": np.ones(2),
+        },
     }
     return Report("here", "ForMaskedLM", ("pt", "tf"), "float64", tuple(parity.differences(answers, "float64")))
 
@@ -117,7 +122,9 @@ def test_what_is_missing_is_one_line(monkeypatch):
 def test_a_process_that_fails_says_why(tmp_path):
     name = backends.choose(None)[0]
     with pytest.raises(BackendError, match=r"(?s)failed with status 1:.*there is no .*nowhere"):
-        backends.run(name, [Request(str(tmp_path / "nowhere"), "ForMaskedLM", "float32", {"input_ids": np.ones((1, 2))})])
+        backends.run(
+            name, [Request(str(tmp_path / "nowhere"), "ForMaskedLM", "float32", {"input_ids": np.ones((1, 2))})]
+        )
 
 
 @pytest.mark.skipif(len(backends.installed()) < 2, reason="a comparison needs two backends")

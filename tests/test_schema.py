@@ -56,7 +56,9 @@ def test_order_is_that_of_the_forward_pass():
 
 def test_initializers():
     parameters = schema.expand(tiny_config(), "ForMaskedLM")
-    kinds = {name.rpartition(".")[0].rpartition(".")[2] + "." + p.leaf.name: p.initializer for name, p in parameters.items()}
+    kinds = {
+        name.rpartition(".")[0].rpartition(".")[2] + "." + p.leaf.name: p.initializer for name, p in parameters.items()
+    }
     assert kinds["query.weight"] == kinds["word_embeddings.weight"] == "normal"
     assert kinds["query.bias"] == kinds["lm_head.bias"] == kinds["LayerNorm.bias"] == "zeros"
     assert kinds["LayerNorm.weight"] == "ones"

@@ -132,9 +132,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         batch, queries = hidden_states.shape[:2]
         mask = self.tensor(mask)
         if mask is not None:
-            checks.attention_mask(
-                name, tuple(mask.shape), batch, queries, keys, self.config.num_attention_heads
-            )
+            checks.attention_mask(name, tuple(mask.shape), batch, queries, keys, self.config.num_attention_heads)
         dtype = softmax_dtype(hidden_states.dtype)
         return attention_bias(mask, queries, keys, causal, dtype, hidden_states.device)
 

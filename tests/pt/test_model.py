@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from roberta_pln import schema  # noqa: E402
-from roberta_pln.pt import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
-from roberta_pln.pt.attention import MultiHeadAttention  # noqa: E402
-from tests.contract import INPUTS, padded, random_ids, tiny_config  # noqa: E402
+from roberta_pln import schema
+from roberta_pln.pt import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from roberta_pln.pt.attention import MultiHeadAttention
+from tests.contract import INPUTS, padded, random_ids, tiny_config
 
 IDS = torch.from_numpy(random_ids())
 PADDED = {name: torch.from_numpy(value) for name, value in INPUTS["right padding"].items()}

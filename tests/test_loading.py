@@ -167,6 +167,15 @@ def test_opened_checkpoint(tmp_path):
     assert prepare(opened, "ForMaskedLM").checkpoint is opened
 
 
+def test_override_ties_the_decoder(tmp_path):
+    write(tmp_path, "ForMaskedLM", CONFIG.replace(tie_word_embeddings=False))
+    loaded = prepare(tmp_path, "ForMaskedLM", tie_word_embeddings=True)
+    assert loaded.info == loading.LoadingInfo()
+    assert loaded.checkpoint.dropped == ("lm_head.decoder.weight",)
+    with pytest.warns(UserWarning, match="twice with different values"):
+        list(loaded.tensors())
+
+
 def test_unknown_arguments(tmp_path):
     write(tmp_path, "Model")
     with pytest.raises(TypeError, match="hiden_size, strct: neither an option of the hub nor a field"):

@@ -12,7 +12,7 @@ CONFIG = tiny_config(
 )
 R = schema.PREFIX
 LAYER = f"{R}.encoder.layer.1"
-EMBEDDINGS = f"{R}/embeddings"
+TABLES = f"{R}/embeddings"
 
 # Written out by hand from files of transformers 4.57: family, head, stored name, canonical name, transposed.
 KNOWN = [
@@ -20,15 +20,15 @@ KNOWN = [
     ("torch", "ForMaskedLM", f"{LAYER}.output.dense.weight", f"{LAYER}.output.dense.weight", False),
     ("torch", "ForMaskedLM", "lm_head.decoder.weight", "lm_head.decoder.weight", False),
     ("torch", "ForMaskedLM", "lm_head.decoder.bias", "lm_head.decoder.bias", False),
-    ("tf", "Model", f"{EMBEDDINGS}/word_embeddings/weight:0", f"{R}.embeddings.word_embeddings.weight", False),
-    ("tf", "Model", f"{EMBEDDINGS}/position_embeddings/embeddings:0", f"{R}.embeddings.position_embeddings.weight", False),
+    ("tf", "Model", f"{TABLES}/word_embeddings/weight:0", f"{R}.embeddings.word_embeddings.weight", False),
+    ("tf", "Model", f"{TABLES}/position_embeddings/embeddings:0", f"{R}.embeddings.position_embeddings.weight", False),
     ("tf", "Model", f"{R}/encoder/layer_._1/attention/self/key/kernel:0", f"{LAYER}.attention.self.key.weight", True),
     ("tf", "Model", f"{R}/encoder/layer_._1/attention/LayerNorm/gamma:0", f"{LAYER}.attention.LayerNorm.weight", False),
     ("tf", "ForMaskedLM", "lm_head/layer_norm/beta:0", "lm_head.layer_norm.bias", False),
     ("tf", "ForMaskedLM", "lm_head/bias:0", "lm_head.bias", False),
     ("flax", "Model", "encoder/layer/1/output/dense/kernel", f"{LAYER}.output.dense.weight", True),
     ("flax", "Model", "LayerNorm/scale", f"{R}.LayerNorm.weight", False),
-    ("flax", "ForMaskedLM", f"{EMBEDDINGS}/word_embeddings/embedding", f"{R}.embeddings.word_embeddings.weight", False),
+    ("flax", "ForMaskedLM", f"{TABLES}/word_embeddings/embedding", f"{R}.embeddings.word_embeddings.weight", False),
     ("flax", "ForMaskedLM", "lm_head/decoder/kernel", "lm_head.decoder.weight", True),
     ("flax", "ForTokenClassification", "classifier/kernel", "classifier.weight", True),
     ("flax", "ForSequenceClassification", "classifier/out_proj/kernel", "classifier.out_proj.weight", True),

@@ -159,7 +159,7 @@ def _read_zip(path: Path) -> tuple[Any, _Places]:
             if "byteorder" in entries and _bytes_at(file, *places["byteorder"]) != b"little":
                 raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
             state, _ = _unpickle(path, BytesIO(_bytes_at(file, *places["data.pkl"])))
-    except (zipfile.BadZipFile, struct.error) as error:
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeError, OSError) as error:
         raise CheckpointError(f"{path} is cut short or no PyTorch checkpoint: {error}") from error
     return state, {name.removeprefix("data/"): place for name, place in places.items() if name.startswith("data/")}
 

@@ -113,6 +113,10 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         options = {**config}
         return cls(RobertaPreLayerNormConfig.from_dict(options.pop("config")), **options)
 
+    def __dir__(self) -> list[str]:
+        """All names but those of second ways to a part, on which Keras' savers, who walk this list, would loop."""
+        return [name for name in super().__dir__() if name != "base_model"]
+
     # ------------------------------------------------------------- parameters
 
     @property

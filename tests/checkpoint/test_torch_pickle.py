@@ -111,6 +111,14 @@ def test_no_load_changes_the_next(tmp_path, name, state):
     assert np.array_equal(torch_pickle.read(good).tensors["x"].read(), SIX.reshape(2, 3))
 
 
+def test_attributes_of_the_dict_are_not_used(tmp_path):
+    """State dicts may have attributes, so `items` can be one too."""
+    ordered = b"\x80\x02ccollections\nOrderedDict\n)R"
+    content = tensor_opcodes().removeprefix(b"\x80\x02}").removesuffix(b".")
+    path = write_zip(tmp_path / "x.bin", ordered + content + b"}" + _pickled("items") + b"K\x01sb.", a=SIX.tobytes())
+    assert list(torch_pickle.read(path).tensors) == ["x"]
+
+
 OUT_OF_BOUNDS = {
     "offset": {"offset": 1},
     "negative offset": {"offset": -1},

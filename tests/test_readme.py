@@ -1,0 +1,74 @@
+"""What the README says is true: its samples run, its table is what the script measures."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roberta_pln import backends, cli, demo, parity
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^(roberta-pln .*)$", README, re.MULTILINE)
+
+pytestmark = pytest.mark.skipif(len(backends.installed()) < 3, reason="the README shows all three backends")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_samples_give_the_same_number():
+    losses = [float(re.search(r"\d+\.\d+", run(sample)).group()) for sample in SAMPLES[:3]]
+    np.testing.assert_allclose(losses, losses[0], rtol=0, atol=2e-4)  # PyTorch prints four digits
+    assert 0 < losses[0] < 8
+
+
+def test_the_samples_differ_in_the_import_only():
+    first, *others = [sample.splitlines() for sample in SAMPLES[:3]]
+    for other in others:
+        assert [line for line in first if line not in other] == first[:1]
+
+
+def test_the_sample_for_your_own_tests():
+    assert "parity.compare" in SAMPLES[3]
+    run(SAMPLES[3])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands(command):
+    assert cli.main(shlex.split(command)[1:]) == 0
+
+
+def script(name: str):
+    loader = SourceFileLoader(name, str(ROOT / "scripts" / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_what_the_script_measures():
+    """Rounding differs between processors: the figures agree within a factor of ten, and the form exactly."""
+    compare = script("compare")
+    begin, end = compare.MARKERS
+    told = README.partition(begin)[2].partition(end)[0]
+    lines = [line for line in (demo.ASSET / "held_out.txt").read_text(encoding="utf-8").splitlines() if line][:32]
+    inputs = cli.masked(demo.ASSET, lines)
+    measured = compare.table(parity.compare_all(demo.ASSET, None, inputs, compare.DTYPES))
+    assert re.sub(NUMBER, "N", told) == re.sub(NUMBER, "N", measured)
+    for ours, theirs in zip(re.findall(NUMBER, told), re.findall(NUMBER, measured), strict=True):
+        floor = 1e-15 if float(ours) < 1e-9 else 1e-7  # a difference of one rounding, or none
+        assert max(float(ours), floor) <= 10 * max(float(theirs), floor)
+        assert max(float(theirs), floor) <= 10 * max(float(ours), floor)
+
+
+NUMBER = r"\d\.\de[-+]\d\d"

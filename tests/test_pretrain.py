@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tokenizers")
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from roberta_pln.pt import RobertaPreLayerNormForMaskedLM
 from roberta_pln.tokenizer import Tokenizer
@@ -22,7 +24,7 @@ from roberta_pln.tokenizer import Tokenizer
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain"
 STEPS = 300
 SIZES = "--hidden-size 16 --layers 1 --heads 2 --vocab-size 280 --length 32 --tokens-per-batch 256 --precision float32"
-WORDS = "light darkness heaven earth water day night seed tree fruit man woman".split()
+WORDS = ["light", "darkness", "heaven", "earth", "water", "day", "night", "seed", "tree", "fruit", "man", "woman"]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,10 @@ def _h5py() -> Any:
 
 
 def read(path: Path) -> Contents:
-    """Open an HDF5 file. Links, external and virtual storage and filters are refused: they reach outside the file."""
+    """Open an HDF5 file. Links, external and virtual storage and filters are refused: they reach outside the file.
+
+    The HDF5 library itself may crash on a file that was damaged on purpose; prefer safetensors from strangers.
+    """
     h5py = _h5py()
     tensors: dict[str, Stored] = {}
     copies: dict[str, str] = {}

@@ -89,7 +89,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
 
         checks.one_of_ids_and_embeds(input_ids is not None, inputs_embeds is not None)
         input_ids = self.ids("input_ids", input_ids)
-        inputs_embeds = self.tensor(inputs_embeds)
+        inputs_embeds = self.states(inputs_embeds)
         if input_ids is not None:
             checks.shape("input_ids", tuple(input_ids.shape), (None, None))
             batch, queries = input_ids.shape
@@ -104,7 +104,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past_length)
         bias = self.bias("attention_mask", attention_mask, hidden_states, past_length + queries, config.is_decoder)
         encoder_bias = None
-        encoder_hidden_states = self.tensor(encoder_hidden_states)
+        encoder_hidden_states = self.states(encoder_hidden_states)
         if encoder_hidden_states is not None:
             checks.encoder_states(config)
             checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))

@@ -137,6 +137,10 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         """An argument as a tensor; arrays and lists are converted."""
         return value if value is None or isinstance(value, Tensor) else torch.as_tensor(value, device=self.device)
 
+    def states(self, value: Any) -> Tensor | None:
+        """An argument of hidden states, in the model's type."""
+        return None if value is None else self.tensor(value).to(self.dtype)
+
     def ids(self, name: str, value: Any, *shapes: Iterable[int | None]) -> Tensor | None:
         """An argument of integers as an int64 tensor of one of the allowed shapes."""
         value = self.tensor(value)

@@ -40,7 +40,7 @@ def test_random_rows_hold_every_line_once_and_vary():
 
 
 def test_share_of_short_rows():
-    rows = pack([lines(*([1] * 40000))], 64, BOS, EOS, np.random.default_rng(0))[:-1]
+    rows = pack([lines(*([1] * 10000))], 64, BOS, EOS, np.random.default_rng(0))[:-1]
     # a short row has full length with probability 1/57; five standard deviations of the binomial share
     expected = SHORT_ROWS * 56 / 57
     assert np.mean([len(row) < 64 for row in rows]) == pytest.approx(expected, abs=5 * (expected / len(rows)) ** 0.5)

@@ -76,7 +76,7 @@ BACKENDS: Final = {
     for backend in (
         Backend("pt", "PyTorch", ("torch",), "torch"),
         Backend("tf", "TensorFlow", ("tensorflow", "h5py"), "h5"),
-        Backend("flax", "Flax", ("jax", "flax", "msgpack"), "msgpack"),
+        Backend("flax", "Flax", ("jax", "flax"), "msgpack"),
     )
 }
 

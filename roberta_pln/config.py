@@ -215,13 +215,7 @@ class RobertaPreLayerNormConfig:
             FileNotFoundError: when there is no such file.
             ConfigError: when it is no JSON object or describes no model.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values, **overrides)
+        return cls.from_dict(read_json(path), **overrides)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **kwargs: Any) -> RobertaPreLayerNormConfig:
@@ -246,6 +240,22 @@ class RobertaPreLayerNormConfig:
     def _values(self) -> dict[str, Any]:
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
         return {**own, **self.extra}
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ConfigError: when it holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
 
 
 def _default(item: Any) -> Any:

@@ -116,7 +116,7 @@ def test_what_is_missing_is_one_line(monkeypatch):
     with pytest.raises(BackendError, match="no backend is installed: pip install"):
         backends.choose(None)
     advice = backends.BACKENDS["flax"].advice()
-    assert advice == "Flax is not available: install jax, flax, msgpack (pip install 'roberta_pln[flax]')"
+    assert advice == "Flax is not available: install jax, flax (pip install 'roberta_pln[flax]')"
 
 
 def test_a_process_that_fails_says_why(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 from roberta_pln import names, schema
 from roberta_pln.checkpoint import flax_msgpack, safetensors_file, tf_h5, torch_pickle
 from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Contents, Stored
-from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig
+from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig, read_json
 
 __all__ = ["FILES", "FORMATS", "Checkpoint", "CheckpointError", "open", "save"]
 
@@ -274,7 +273,7 @@ def _config_beside(file: Path, sources: Mapping[str, list[_Source]], renamed: bo
         return None
     if not renamed:
         return RobertaPreLayerNormConfig.from_json_file(path)
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     if values.get("model_type") == "roberta":  # the efficient-MLM authors' configs say so of pre-LN weights
         del values["model_type"]
         values["architectures"] = [schema.architecture(_infer_head(sources, None))]

@@ -58,7 +58,7 @@ BIBLE_LICENCE: Final = (
     'legend: "Bible Retrieval System. Chip Chapin, Hewlett Packard Company. Initial release, September 5, 1989. Last '
     "Updated: April 26, 1993. This file is provided for unrestricted use provided that this legend is included on all "
     "tape media and as a part of the software program in whole or part. Users may copy, modify or distribute this "
-    'file at will. -- Chip Chapin, September 4, 1989"'
+    'file at will. -- Chip Chapin, September 4, 1989". Weights and tokenizer are under the licence of this package.'
 )
 
 _COMPRESS_HEADER: Final = b"\x1f\x9d\x90"

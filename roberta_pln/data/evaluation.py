@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roberta_pln.data.corpus import Document
-from roberta_pln.data.masking import IGNORED, mask_tokens
+from roberta_pln.data.masking import mask_tokens
 from roberta_pln.data.packing import batches, encode_documents, pack
+from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.tokenizer import Tokenizer
 
 SEED: Final = 0
@@ -75,7 +76,7 @@ def evaluate(predict: Predict, masked: Sequence[Masked]) -> Scores:
     right = total = 0
     loss = 0.0
     for input_ids, attention_mask, labels in masked:
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         logits = np.asarray(predict(input_ids, attention_mask))[chosen].astype(np.float64)  # (M, V)
         targets = labels[chosen]  # (M,)
         highest = logits.max(-1, keepdims=True)
@@ -136,7 +137,7 @@ class Counts:
 def _accuracy(masked: Sequence[Masked], guess: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> float:
     right = total = 0
     for input_ids, _, labels in masked:
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         right += int((guess(input_ids)[chosen] == labels[chosen]).sum())
         total += int(chosen.sum())
     return right / total

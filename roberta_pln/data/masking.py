@@ -8,8 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED: Final = -100
-"""Label of a position that is not predicted; every loss of this library skips it."""
+from roberta_pln.numerics import IGNORE_INDEX
 
 SCHEMES: Final = ("always", "80-10-10")
 Scheme = Literal["always", "80-10-10"]
@@ -45,7 +44,7 @@ def mask_tokens(
 
     Returns:
         The new ids and the labels, int64, both of the shape of `input_ids`. Labels are the old ids where a token is
-        predicted and `IGNORED` elsewhere.
+        predicted and `IGNORE_INDEX` elsewhere.
 
     Raises:
         ValueError: when `rate` or `scheme` is not as above, when all ids are special, or when `"80-10-10"` has no
@@ -64,7 +63,7 @@ def mask_tokens(
     predicted = candidates & (rng.random(ids.shape) < rate)
     if not predicted.any():
         predicted.flat[rng.choice(np.flatnonzero(candidates))] = True
-    labels = np.where(predicted, ids, IGNORED)
+    labels = np.where(predicted, ids, IGNORE_INDEX)
     if scheme == "always":
         return np.where(predicted, mask_token_id, ids), labels
 

@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("tokenizers")
 
 from roberta_pln.data import evaluation
-from roberta_pln.data.masking import IGNORED
+from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.tokenizer import Tokenizer
 
-X, MASK = IGNORED, 9
+X, MASK = IGNORE_INDEX, 9
 IDS = np.array([[0, 9, 9, 5, 9, 2]])
 LABELS = np.array([[X, 4, 5, X, 7, X]])
 MASKED = [(IDS, np.ones_like(IDS), LABELS)]
@@ -36,14 +36,17 @@ def test_no_batches_are_refused():
 
 
 def test_baselines_guess_what_was_counted():
-    rows = [[0, 4, 5, 4, 5, 6, 2], [0, 4, 7, 2], [0, 5, 7, 2], [0, 4, 2]]
+    rows = [[0, 4, 5, 4, 5, 6, 2], [0, 4, 7, 2], [0, 5, 7, 2], [0, 4, 2], [0, 6, 7, 2]]
     counts = evaluation.Counts.of(rows, 10)
     assert counts.commonest == 4
-    assert counts.after.tolist() == [4, -1, -1, -1, 5, 4, -1, -1, -1, -1]  # 6 and 7 only ever end a row
+    assert counts.after.tolist() == [4, -1, -1, -1, 5, 4, 7, -1, -1, -1]  # 7 only ever ends a row
     assert counts.before.tolist() == [-1, -1, 7, -1, 5, 4, 5, 4, -1, -1]  # nothing but <s> stands before a first word
     assert counts.unigram_accuracy(MASKED) == 1 / 3
     # 4 follows <s>: right. 4 precedes 5: wrong. 4 follows 5: wrong.
     assert counts.bigram_accuracy(MASKED, MASK) == 1 / 3
+    # 7 follows 6, and is guessed although 5 precedes it.
+    ids, labels = np.array([[0, 6, 9, 2]]), np.array([[X, X, 7, X]])
+    assert counts.bigram_accuracy([(ids, np.ones_like(ids), labels)], MASK) == 1
     # Between two masks the most frequent token is guessed; before </s> stands 7.
     ids, labels = np.array([[0, 9, 9, 9, 2]]), np.array([[X, 5, 4, 7, X]])
     assert counts.bigram_accuracy([(ids, np.ones_like(ids), labels)], MASK) == 2 / 3
@@ -57,7 +60,7 @@ def test_masked_documents_do_not_change():
         for array, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(array, other)
     ids, mask, labels = first[0]
-    np.testing.assert_array_equal(ids == tokenizer.mask_token_id, labels != IGNORED)
+    np.testing.assert_array_equal(ids == tokenizer.mask_token_id, labels != IGNORE_INDEX)
     np.testing.assert_array_equal(mask == 0, ids == tokenizer.pad_token_id)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from roberta_pln.data.masking import IGNORED, mask_tokens
+from roberta_pln.data.masking import mask_tokens
+from roberta_pln.numerics import IGNORE_INDEX
 
 MASK, SPECIAL, VOCAB = 99, (0, 1, 2, 3, 99), 100
 
@@ -23,7 +24,7 @@ def masked(ids, seed=0, rate=0.4, scheme="always"):
 def test_labels_are_the_old_ids_and_the_rest_is_untouched(ids, scheme):
     before = ids.copy()
     new, labels = masked(ids, scheme=scheme)
-    predicted = labels != IGNORED
+    predicted = labels != IGNORE_INDEX
     np.testing.assert_array_equal(ids, before)
     np.testing.assert_array_equal(labels[predicted], ids[predicted])
     np.testing.assert_array_equal(new[~predicted], ids[~predicted])
@@ -36,22 +37,22 @@ def test_rate_counts_only_ordinary_tokens(ids, rate):
     _, labels = masked(ids, rate=rate)
     ordinary = ~np.isin(ids, SPECIAL)
     tolerance = 5 * np.sqrt(rate * (1 - rate) / ordinary.sum())  # five standard deviations of the binomial share
-    assert (labels != IGNORED).sum() / ordinary.sum() == pytest.approx(rate, abs=tolerance)
+    assert (labels != IGNORE_INDEX).sum() / ordinary.sum() == pytest.approx(rate, abs=tolerance)
 
 
 def test_always_means_always(ids):
     new, labels = masked(ids)
-    assert (new[labels != IGNORED] == MASK).all()
+    assert (new[labels != IGNORE_INDEX] == MASK).all()
 
 
 def test_rate_one_predicts_every_ordinary_token(ids):
     _, labels = masked(ids, rate=1.0)
-    np.testing.assert_array_equal(labels != IGNORED, ~np.isin(ids, SPECIAL))
+    np.testing.assert_array_equal(labels != IGNORE_INDEX, ~np.isin(ids, SPECIAL))
 
 
 def test_80_10_10_has_these_shares(ids):
     new, labels = masked(ids, scheme="80-10-10")
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     hidden, kept = new[chosen] == MASK, new[chosen] == labels[chosen]
     # a random token is the old one with probability 1/95, so slightly more than a tenth is kept
     for share, expected in (
@@ -74,7 +75,7 @@ def test_there_is_always_a_label():
     chosen = set()
     for seed in range(50):
         new, labels = masked(row, seed=seed, rate=1e-9)
-        (position,) = np.flatnonzero(labels != IGNORED)
+        (position,) = np.flatnonzero(labels != IGNORE_INDEX)
         assert new[position] == MASK
         chosen.add(int(position))
     assert chosen == {1, 2, 3}

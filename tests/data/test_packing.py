@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from roberta_pln.data.packing import SHORT_ROWS, Line, batches, encode_documents, pack
+from roberta_pln.data.packing import SHORT_ROWS, SHORTEST, Line, batches, encode_documents, pack
 
 BOS, PAD, EOS = 0, 1, 2
 
@@ -41,6 +41,7 @@ def test_random_rows_hold_every_line_once_and_vary():
 
 def test_share_of_short_rows():
     rows = pack([lines(*([1] * 10000))], 64, BOS, EOS, np.random.default_rng(0))[:-1]
+    assert min(map(len, rows)) >= SHORTEST
     # a short row has full length with probability 1/57; five standard deviations of the binomial share
     expected = SHORT_ROWS * 56 / 57
     assert np.mean([len(row) < 64 for row in rows]) == pytest.approx(expected, abs=5 * (expected / len(rows)) ** 0.5)

@@ -36,7 +36,10 @@ def base():
 @pytest.mark.parametrize("name", ["right padding", "a fully padded row", "a head mask", "embeddings"])
 def test_compiled_is_eager(masked_lm, name):
     inputs = with_labels(INPUTS[name])
-    call = lambda inputs: masked_lm(**inputs, output_hidden_states=True, output_attentions=True)
+
+    def call(inputs):
+        return masked_lm(**inputs, output_hidden_states=True, output_attentions=True)
+
     eager, compiled = call(inputs), jax.jit(call)(inputs)
     assert isinstance(compiled, MaskedLMOutput)
     assert compiled.keys() == eager.keys() == ("loss", "logits", "hidden_states", "attentions")
@@ -48,31 +51,27 @@ def test_module_can_be_compiled_without_its_class(masked_lm):
     np.testing.assert_allclose(compiled.logits, masked_lm(IDS).logits, **CLOSE)
 
 
-def test_gradient_agrees_with_a_finite_difference(masked_lm):
+def test_gradient_agrees_with_a_finite_difference():
     inputs = with_labels({"input_ids": IDS})
-    loss = lambda params: masked_lm(**inputs, params=params).loss
     with jax.enable_x64(True):
-        model = RobertaPreLayerNormForMaskedLM(tiny_config(), dtype="float64")
-        loss = lambda params: model(**inputs, params=params).loss
-        gradient = jax.grad(loss)(model.params)
-        leaves, tree = jax.tree.flatten(model.params)
-        keys = jax.random.split(jax.random.PRNGKey(1), len(leaves))
-        step = jax.tree.unflatten(
-            tree, [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        )
-        slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, step)))
-        size = 1e-6  # the error of a central difference is its square, 1e-12, over which rounding puts 1e-16 / 1e-6
-        ahead, behind = (loss(jax.tree.map(lambda p, d: p + sign * size * d, model.params, step)) for sign in (1, -1))
+        model = RobertaPreLayerNormForMaskedLM(tiny_config(num_hidden_layers=1), dtype="float64")
+        loss = jax.jit(jax.value_and_grad(lambda params: model(**inputs, params=params).loss))
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda value: rng.standard_normal(value.shape), model.params)
+        slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, loss(model.params)[1], direction)))
+        size = 1e-6  # the error of a central difference is its square, 1e-12; rounding adds 1e-16 / 1e-6
+        ahead = loss(jax.tree.map(lambda value, step: value + size * step, model.params, direction))[0]
+        behind = loss(jax.tree.map(lambda value, step: value - size * step, model.params, direction))[0]
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * size), rtol=1e-7)
 
 
 def test_vmap_over_inputs_and_over_parameters(base):
     groups = np.stack([IDS, IDS[::-1]])
-    together = jax.vmap(base)(groups)
+    together = jax.jit(jax.vmap(base))(groups)
     assert isinstance(together, BaseModelOutput)
     np.testing.assert_allclose(together.last_hidden_state[1], base(groups[1])[0], **CLOSE)
     twice = jax.tree.map(lambda value: jnp.stack([value, 2 * value]), base.params)
-    outputs = jax.vmap(lambda params: base(IDS, params=params)[0])(twice)
+    outputs = jax.jit(jax.vmap(lambda params: base(IDS, params=params)[0]))(twice)
     np.testing.assert_allclose(outputs[0], base(IDS)[0], **CLOSE)
 
 

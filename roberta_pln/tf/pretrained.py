@@ -236,9 +236,8 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         return y_pred.logits
 
 
-
-
 def is_sequence_of_inputs(value: Any) -> bool:
     """Whether a first argument is several inputs in the order of the signature, and not one nested list of numbers."""
-    is_input = lambda item: item is None or len(getattr(item, "shape", ())) > 0
-    return isinstance(value, list | tuple) and all(is_input(item) for item in value)
+    if not isinstance(value, list | tuple):
+        return False
+    return all(item is None or len(getattr(item, "shape", ())) > 0 for item in value)

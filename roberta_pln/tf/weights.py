@@ -45,7 +45,9 @@ def check(model: keras.Model) -> None:
     }
     if built != told:
         wrong = [variable.path for variable in model.weights if told.get(id(variable)) != tuple(variable.shape)]
-        raise RuntimeError(f"parameters differ from the schema: {len(built)} built, {len(told)} told, among them {wrong}")
+        raise RuntimeError(
+            f"parameters differ from the schema: {len(built)} built, {len(told)} told, among them {wrong}"
+        )
 
 
 def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
@@ -76,6 +78,6 @@ def dump(model: keras.Model) -> dict[str, np.ndarray]:
     """The model's parameters as canonical tensors."""
     arrays = {}
     for name, parameter in model.parameters_of_schema.items():
-        array = get(model, parameter).numpy()
+        array = tf.convert_to_tensor(get(model, parameter)).numpy()
         arrays[name] = array.T if parameter.leaf.transposed else array
     return arrays

@@ -88,7 +88,7 @@ def test_result_is_complete_and_was_measured(pretrain, corpus, trained, capsys):
     pretrain.main(["--corpus", str(corpus), "--evaluate", str(folder)])
     again = json.loads(capsys.readouterr().out)
     assert again == {name: card[name] for name in again}
-    assert set(again) == {"held_out", "sample", "examples"}
+    assert set(again) == {"held_out", "sample", "examples", "all_examples"}
 
 
 def test_log_has_every_report(trained):

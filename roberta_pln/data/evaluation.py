@@ -157,20 +157,21 @@ class Example(TypedDict):
     answer: str
 
 
-def examples(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Example]:
+def examples(documents: Sequence[Document], tokenizer: Tokenizer, count: int = EXAMPLES) -> list[Example]:
     """Sentences with one word masked, chosen by a rule that knows no model.
 
-    Of at most `EXAMPLES` documents at equal distances: the first line whose number of words is in `EXAMPLE_WORDS`;
-    masked is its last word of four or more small letters that is one token. A document without one gives no example.
+    Of at most `count` documents at equal distances: the first line whose number of words is in `EXAMPLE_WORDS`; masked
+    is, of its words of four or more small letters that are one token, the one nearest to the middle of the line. A
+    document without one gives no example.
     """
-    stride = max(1, len(documents) // EXAMPLES)
+    stride = max(1, len(documents) // count)
     found: list[Example] = []
-    for document in documents[::stride][:EXAMPLES]:
+    for document in documents[::stride][:count]:
         line = next((line for line in document if len(line.split()) in EXAMPLE_WORDS), "")
         words = [word for word in _WORD.finditer(line) if len(tokenizer.encode(f" {word[0]}")) == 3]
         if words:
-            text = f"{line[: words[-1].start()]}<mask>{line[words[-1].end() :]}"
-            found.append({"text": text, "answer": words[-1][0]})
+            word = min(words, key=lambda word: abs(word.start() + word.end() - len(line)))
+            found.append({"text": f"{line[: word.start()]}<mask>{line[word.end() :]}", "answer": word[0]})
     return found
 
 

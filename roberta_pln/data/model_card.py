@@ -37,10 +37,11 @@ the most frequent token.
 
 `held_out.txt` holds the first two lines of every held-out document, and `card.json` the scores on them, under `sample`.
 
-`examples.json` holds {examples} held-out sentences with one word masked. A rule chose them, before any model was
-asked: of held-out documents at equal distances, the first line of {fewest} to {most} words; masked is its last word of
-four or more small letters that is one token. The model's first guess is right in {right} of the {examples}; in
-{in_five}, the answer is among its first five guesses.
+`examples.json` holds {examples} held-out sentences with one word masked. A rule chose them, not their answers: of
+held-out documents at equal distances, the first line of {fewest} to {most} words; masked is, of its words of four or
+more small letters that are one token, the one nearest to the middle. The model's first guess is right in {right} of
+the {examples}, and the answer is among its first five guesses in {in_five}. The same rule gives {all_examples}
+sentences over all held-out documents: right in {all_right}, among the first five in {all_in_five}.
 
 ## Training
 
@@ -68,10 +69,13 @@ def readme(card: dict[str, Any]) -> str:
         for rate, score in card["held_out"].items()
     ]
     return _TEMPLATE.format(
-        **{name: value for name, value in card.items() if name not in ("recipe", "examples")},
+        **{name: value for name, value in card.items() if name not in ("recipe", "examples", "all_examples")},
         examples=card["examples"]["count"],
         right=card["examples"]["first"],
         in_five=card["examples"]["in_five"],
+        all_examples=card["all_examples"]["count"],
+        all_right=card["all_examples"]["first"],
+        all_in_five=card["all_examples"]["in_five"],
         fewest=evaluation.EXAMPLE_WORDS.start,
         most=evaluation.EXAMPLE_WORDS.stop - 1,
         first=corpus.HELD_OUT_FIRST,

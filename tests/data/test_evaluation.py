@@ -65,11 +65,14 @@ def test_masked_documents_do_not_change():
 
 
 def test_examples_follow_their_rule():
-    documents = [["Too short", "And God made the world and it was LORD", "The other eight words are not for us"]] * 2
+    documents = [
+        ["Too short", "And God made the world and it was made LORD", "The other eight words are not for us"]
+    ] * 20
     tokenizer = Tokenizer.train([" made made world world world"], 290)
-    assert len(tokenizer.encode(" world")) == 3
-    expected = {"text": "And God made the <mask> and it was LORD", "answer": "world"}
-    assert evaluation.examples(documents, tokenizer) == [expected] * 2
+    assert [len(tokenizer.encode(word)) == 3 for word in (" made", " world", " other")] == [True, True, False]
+    expected = {"text": "And God made the <mask> and it was made LORD", "answer": "world"}
+    assert evaluation.examples(documents, tokenizer) == [expected] * evaluation.EXAMPLES
+    assert evaluation.examples(documents, tokenizer, 20) == [expected] * 20
     assert evaluation.examples([["Too short"]], tokenizer) == []
 
     answer = tokenizer.encode(" world")[1]

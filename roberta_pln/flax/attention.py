@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from roberta_pln.flax.layers import Block
+from roberta_pln.flax.layers import Block, at_least_float32
 
 KeyValue = tuple[Array, Array]
 """Keys and values, each (B, H, S, K)."""
@@ -148,7 +148,7 @@ def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
 
 def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype that scores are added up in: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return at_least_float32(dtype)
 
 
 def attention_bias(mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike) -> Array | None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -60,7 +61,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = at_least_float32(self.dtype)
         x, scale, bias = x.astype(wide), scale.astype(wide), bias.astype(wide)
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -93,6 +94,11 @@ class Block(nn.Module):
     def norm(self) -> LayerNorm:
         """A norm over the hidden axis."""
         return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype that sums over many elements are made in; JAX's own promotion refuses two types in its strict mode."""
+    return np.promote_types(dtype, np.float32)
 
 
 def readable(array: Array) -> bool:

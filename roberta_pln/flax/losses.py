@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.layers import readable
+from roberta_pln.flax.layers import at_least_float32, readable
 from roberta_pln.numerics import IGNORE_INDEX
 
 
@@ -20,7 +20,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Raises:
         InputError: when a label is out of range and its value can be read; the loss is NaN when it cannot.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     classes = logits.shape[-1]
     if readable(labels):
         values = np.asarray(labels)

@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from roberta_pln import schema
+from roberta_pln.flax.layers import at_least_float32
 from roberta_pln.schema import Parameter
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def initialize(model: Model, parameters: Iterable[Parameter], rng: Array) -> dic
 @partial(jax.jit, static_argnums=(2, 3))
 def normal(key: Array, scale: float, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Draws from N(0, scale^2), in at least float32."""
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     return (jax.random.normal(key, shape, wide) * scale).astype(dtype)
 
 

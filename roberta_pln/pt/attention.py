@@ -54,7 +54,8 @@ class MultiHeadAttention(nn.Module):
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = key_value
         if self.is_plain(query, head_mask, output_attentions):
-            bias = None if bias is None else bias.to(query.dtype)
+            if bias is not None:  # clamped, since float32's minimum is infinite in bfloat16
+                bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
             context, attentions = F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
         else:
             attentions = self.combine(self.score(query, key), bias, head_mask).to(value.dtype)  # (B, H, T, S)

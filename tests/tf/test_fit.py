@@ -1,0 +1,130 @@
+"""Keras' compile, fit, evaluate and predict."""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+keras = pytest.importorskip("keras")
+
+from roberta_pln.checks import InputError  # noqa: E402
+from roberta_pln.outputs import MaskedLMOutput  # noqa: E402
+from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
+from tests.contract import INPUTS, random_ids, tiny_config, with_labels  # noqa: E402
+
+INPUT = INPUTS["right padding"]
+LABELS = with_labels(INPUT)["labels"]
+
+
+def masked_lm(**changes):
+    return RobertaPreLayerNormForMaskedLM(tiny_config(**changes), seed=0)
+
+
+def compiled(model, **options):
+    model.compile(**{"optimizer": keras.optimizers.Adam(1e-2), **options})
+    return model
+
+
+def fit(model, *data, **options):
+    return model.fit(*data, verbose=0, shuffle=False, **options).history
+
+
+DATA = {
+    "labels in x": ({**INPUT, "labels": LABELS},),
+    "labels as y": (INPUT, LABELS),
+    "a mapping as y": (INPUT, {"labels": LABELS}),
+}
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_models_own_loss(data):
+    model = compiled(masked_lm(), jit_compile=False)
+    expected = model(**INPUT, labels=LABELS).loss
+    assert model.evaluate(*DATA[data], verbose=0) == pytest.approx(float(expected), rel=1e-6)  # float32
+    losses = fit(model, *DATA[data], epochs=5)["loss"]
+    assert losses[0] == pytest.approx(float(expected), rel=1e-6)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_positional_inputs():
+    model = compiled(masked_lm(), jit_compile=False)
+    mapping = model.evaluate(INPUT, LABELS, verbose=0)
+    assert model.evaluate((INPUT["input_ids"], INPUT["attention_mask"]), LABELS, verbose=0) == mapping
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
+def test_compiled_or_not_the_steps_are_the_same(options):
+    """Three steps of SGD in float64 against three written out."""
+    model, other = (RobertaPreLayerNormForMaskedLM(tiny_config(), seed=0, dtype="float64") for _ in range(2))
+    fit(compiled(model, optimizer=keras.optimizers.SGD(0.1), **options), INPUT, LABELS, epochs=3)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = other(**INPUT, labels=LABELS).loss
+        for variable, gradient in zip(
+            other.weights, tape.gradient(loss, [variable.value for variable in other.weights]), strict=True
+        ):
+            variable.assign_sub(0.1 * tf.convert_to_tensor(gradient))
+    for ours, expected in zip(model.weights, other.weights, strict=True):
+        # Keras keeps the learning rate in float32: 0.1 is off by 1.5e-8 of itself
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-8)
+
+
+def test_fit_trains_and_evaluate_does_not_drop():
+    model = compiled(masked_lm(hidden_dropout_prob=1.0), optimizer=keras.optimizers.SGD(0.0), jit_compile=False)
+    evaluated = model.evaluate(INPUT, LABELS, verbose=0)
+    assert evaluated == pytest.approx(float(model(**INPUT, labels=LABELS).loss), rel=1e-6)  # float32
+    trained = fit(model, INPUT, LABELS)["loss"][0]
+    assert trained == pytest.approx(float(model(**INPUT, labels=LABELS, training=True).loss), rel=1e-6)
+    assert trained != pytest.approx(evaluated, rel=1e-6)
+
+
+def test_a_loss_and_metrics_of_keras():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)
+    metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model = compiled(masked_lm(), loss=loss, metrics=[metric], jit_compile=False)
+    logits = model(**INPUT).logits
+    accuracy = np.mean(np.argmax(logits, axis=-1) == LABELS)
+    for data in DATA.values():
+        result = model.evaluate(*data, verbose=0, return_dict=True)
+        assert result["accuracy"] == pytest.approx(accuracy)
+        assert result["loss"] == pytest.approx(float(loss(LABELS, logits)), rel=1e-6)  # float32
+    weights = np.zeros(LABELS.shape)
+    assert model.evaluate(INPUT, np.abs(LABELS) % 99, sample_weight=weights, verbose=0)[0] == 0
+    assert fit(model, INPUT, LABELS, epochs=5)["loss"][-1] < result["loss"]
+
+
+def test_a_metric_beside_the_models_own_loss():
+    model = compiled(masked_lm(), metrics=["accuracy"], jit_compile=False)
+    history = fit(model, {"input_ids": random_ids(), "labels": random_ids()}, epochs=30)
+    assert history["accuracy"][-1] > 0.8
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_predict_returns_the_record_in_numpy(jit_compile):
+    model = compiled(masked_lm(output_hidden_states=True), jit_compile=jit_compile)
+    expected = model(**INPUT)
+    for data in (INPUT, {**INPUT, "labels": LABELS}, tf.data.Dataset.from_tensor_slices(INPUT).batch(2)):
+        record = model.predict(data, batch_size=None if isinstance(data, tf.data.Dataset) else 2, verbose=0)
+        assert isinstance(record, MaskedLMOutput)
+        assert record.keys() == ("logits", "hidden_states")
+        assert isinstance(record.logits, np.ndarray)
+        np.testing.assert_allclose(record.logits, expected.logits, rtol=0, atol=2e-6)  # float32
+        np.testing.assert_allclose(record.hidden_states[2], expected.hidden_states[2], rtol=0, atol=2e-6)
+
+
+def test_what_is_refused():
+    model = compiled(masked_lm(), run_eagerly=True)
+    with pytest.raises(InputError, match="there are no labels: give them as y"):
+        fit(model, INPUT)
+    with pytest.raises(InputError, match=r"sample_weight needs a loss in compile\(\)"):
+        fit(model, INPUT, LABELS, sample_weight=np.ones(3))
+    with pytest.raises(InputError, match="need a model with a head that returns records, got BaseModelOutput"):
+        fit(compiled(RobertaPreLayerNormModel(tiny_config()), run_eagerly=True), INPUT, LABELS)
+    with pytest.raises(InputError, match="set return_dict=True in the config"):
+        fit(compiled(masked_lm(return_dict=False), run_eagerly=True), INPUT, LABELS)
+
+
+def test_mixed_precision_trains():
+    model = RobertaPreLayerNormForMaskedLM(tiny_config(), seed=0, dtype="mixed_bfloat16")
+    losses = fit(compiled(model), INPUT, LABELS, epochs=5)["loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {variable.dtype for variable in model.weights} == {"float32"}

@@ -55,7 +55,7 @@ class PreTrainedModule(Block):
         return None if value is None else self.tensor(value).astype(self.dtype)
 
     def ids(self, name: str, value: Any, *shapes: Iterable[int | None]) -> Array | None:
-        """An argument of integers as an array of the widest type of one of the allowed shapes."""
+        """An argument of integers as an array of one of the allowed shapes, in the widest integer type that is on."""
         if value is None:
             return None
         limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))

@@ -197,18 +197,17 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         Raises:
             InputError: when there are no labels, or sample weights for the model's own loss.
         """
-        labels = self.labels_of(x, y)
+        labels, logits = self.labels_of(x, y), self.logits_of(y_pred)
         if self.loss is not None:
-            return super().compute_loss(x, labels, self.logits_of(y_pred), sample_weight, training)
+            return super().compute_loss(x, labels, logits, sample_weight, training)
         if sample_weight is not None:
             raise checks.InputError(
                 "sample_weight needs a loss in compile(): the model's own is a mean over the labels that are not -100"
             )
         if labels is None:
             raise checks.InputError("there are no labels: give them as y, as labels in x, or give compile() a loss")
-        loss = self.own_loss(self.logits_of(y_pred), labels)
         # Keras adds up what the replicas of a distributed step return.
-        loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        loss = self.own_loss(logits, labels) / tf.distribute.get_strategy().num_replicas_in_sync
         return tf.add_n([loss, *(self._aggregate_additional_loss(other) for other in self.losses)])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:

@@ -16,11 +16,12 @@ LABELS = with_labels(INPUT)["labels"]
 
 
 def masked_lm(**changes):
-    return RobertaPreLayerNormForMaskedLM(tiny_config(**changes), seed=0)
+    return RobertaPreLayerNormForMaskedLM(tiny_config(**{"num_hidden_layers": 1, **changes}), seed=0)
 
 
 def compiled(model, **options):
-    model.compile(**{"optimizer": keras.optimizers.Adam(1e-2), **options})
+    """Not traced unless the test is about that: tracing is what takes long."""
+    model.compile(**{"optimizer": keras.optimizers.SGD(1.0), "run_eagerly": True, **options})
     return model
 
 
@@ -37,7 +38,7 @@ DATA = {
 
 @pytest.mark.parametrize("data", DATA)
 def test_the_models_own_loss(data):
-    model = compiled(masked_lm(), jit_compile=False)
+    model = compiled(masked_lm())
     expected = model(**INPUT, labels=LABELS).loss
     assert model.evaluate(*DATA[data], verbose=0) == pytest.approx(float(expected), rel=1e-6)  # float32
     losses = fit(model, *DATA[data], epochs=5)["loss"]
@@ -46,15 +47,17 @@ def test_the_models_own_loss(data):
 
 
 def test_positional_inputs():
-    model = compiled(masked_lm(), jit_compile=False)
+    model = compiled(masked_lm())
     mapping = model.evaluate(INPUT, LABELS, verbose=0)
     assert model.evaluate((INPUT["input_ids"], INPUT["attention_mask"]), LABELS, verbose=0) == mapping
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}], ids=str)
 def test_compiled_or_not_the_steps_are_the_same(options):
     """Three steps of SGD in float64 against three written out."""
-    model, other = (RobertaPreLayerNormForMaskedLM(tiny_config(), seed=0, dtype="float64") for _ in range(2))
+    config = tiny_config(num_hidden_layers=1)
+    model, other = (RobertaPreLayerNormForMaskedLM(config, seed=0, dtype="float64") for _ in range(2))
+    options = {"run_eagerly": False, **options}
     fit(compiled(model, optimizer=keras.optimizers.SGD(0.1), **options), INPUT, LABELS, epochs=3)
     for _ in range(3):
         with tf.GradientTape() as tape:
@@ -69,7 +72,7 @@ def test_compiled_or_not_the_steps_are_the_same(options):
 
 
 def test_fit_trains_and_evaluate_does_not_drop():
-    model = compiled(masked_lm(hidden_dropout_prob=1.0), optimizer=keras.optimizers.SGD(0.0), jit_compile=False)
+    model = compiled(masked_lm(hidden_dropout_prob=1.0), optimizer=keras.optimizers.SGD(0.0))
     evaluated = model.evaluate(INPUT, LABELS, verbose=0)
     assert evaluated == pytest.approx(float(model(**INPUT, labels=LABELS).loss), rel=1e-6)  # float32
     trained = fit(model, INPUT, LABELS)["loss"][0]
@@ -80,7 +83,7 @@ def test_fit_trains_and_evaluate_does_not_drop():
 def test_a_loss_and_metrics_of_keras():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)
     metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    model = compiled(masked_lm(), loss=loss, metrics=[metric], jit_compile=False)
+    model = compiled(masked_lm(), loss=loss, metrics=[metric])
     logits = model(**INPUT).logits
     accuracy = np.mean(np.argmax(logits, axis=-1) == LABELS)
     for data in DATA.values():
@@ -93,14 +96,15 @@ def test_a_loss_and_metrics_of_keras():
 
 
 def test_a_metric_beside_the_models_own_loss():
-    model = compiled(masked_lm(), metrics=["accuracy"], jit_compile=False)
-    history = fit(model, {"input_ids": random_ids(), "labels": random_ids()}, epochs=30)
-    assert history["accuracy"][-1] > 0.8
+    model = compiled(masked_lm(), metrics=["accuracy"])
+    ids = random_ids()
+    accuracy = np.mean(np.argmax(model(ids).logits, axis=-1) == ids)
+    assert fit(model, {"input_ids": ids, "labels": ids})["accuracy"] == pytest.approx([accuracy])
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_predict_returns_the_record_in_numpy(jit_compile):
-    model = compiled(masked_lm(output_hidden_states=True), jit_compile=jit_compile)
+    model = compiled(masked_lm(output_hidden_states=True), run_eagerly=False, jit_compile=jit_compile)
     expected = model(**INPUT)
     for data in (INPUT, {**INPUT, "labels": LABELS}, tf.data.Dataset.from_tensor_slices(INPUT).batch(2)):
         record = model.predict(data, batch_size=None if isinstance(data, tf.data.Dataset) else 2, verbose=0)
@@ -108,23 +112,23 @@ def test_predict_returns_the_record_in_numpy(jit_compile):
         assert record.keys() == ("logits", "hidden_states")
         assert isinstance(record.logits, np.ndarray)
         np.testing.assert_allclose(record.logits, expected.logits, rtol=0, atol=2e-6)  # float32
-        np.testing.assert_allclose(record.hidden_states[2], expected.hidden_states[2], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(record.hidden_states[1], expected.hidden_states[1], rtol=0, atol=2e-6)
 
 
 def test_what_is_refused():
-    model = compiled(masked_lm(), run_eagerly=True)
+    model = compiled(masked_lm())
     with pytest.raises(InputError, match="there are no labels: give them as y"):
         fit(model, INPUT)
     with pytest.raises(InputError, match=r"sample_weight needs a loss in compile\(\)"):
         fit(model, INPUT, LABELS, sample_weight=np.ones(3))
     with pytest.raises(InputError, match="need a model with a head that returns records, got BaseModelOutput"):
-        fit(compiled(RobertaPreLayerNormModel(tiny_config()), run_eagerly=True), INPUT, LABELS)
+        fit(compiled(RobertaPreLayerNormModel(tiny_config())), INPUT, LABELS)
     with pytest.raises(InputError, match="set return_dict=True in the config"):
-        fit(compiled(masked_lm(return_dict=False), run_eagerly=True), INPUT, LABELS)
+        fit(compiled(masked_lm(return_dict=False)), INPUT, LABELS)
 
 
 def test_mixed_precision_trains():
-    model = RobertaPreLayerNormForMaskedLM(tiny_config(), seed=0, dtype="mixed_bfloat16")
+    model = RobertaPreLayerNormForMaskedLM(tiny_config(num_hidden_layers=1), seed=0, dtype="mixed_bfloat16")
     losses = fit(compiled(model), INPUT, LABELS, epochs=5)["loss"]
     assert losses[-1] < 0.8 * losses[0]
     assert {variable.dtype for variable in model.weights} == {"float32"}

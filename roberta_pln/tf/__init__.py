@@ -1,4 +1,4 @@
-"""RoBERTa-PreLayerNorm in TensorFlow (Keras 3). The same names, files and arguments as `roberta_pln.pt` and `roberta_pln.flax`.
+"""RoBERTa-PreLayerNorm in TensorFlow (Keras 3). The same names, files and arguments as the other two packages.
 
 What Keras forces to differ: `call` in place of `forward`, with `training` as an argument that Keras hands on to every
 layer; every layer is constructed with what its model shares, a dtype policy and a generator of seeds; heads have their
@@ -16,21 +16,43 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.tf.heads import RobertaPreLayerNormForMaskedLM
+from roberta_pln.tf.heads import (
+    RobertaPreLayerNormForCausalLM,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormForMultipleChoice,
+    RobertaPreLayerNormForQuestionAnswering,
+    RobertaPreLayerNormForSequenceClassification,
+    RobertaPreLayerNormForTokenClassification,
+)
 from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
 # The names that these classes have in transformers.
+TFRobertaPreLayerNormForCausalLM = RobertaPreLayerNormForCausalLM
 TFRobertaPreLayerNormForMaskedLM = RobertaPreLayerNormForMaskedLM
+TFRobertaPreLayerNormForMultipleChoice = RobertaPreLayerNormForMultipleChoice
+TFRobertaPreLayerNormForQuestionAnswering = RobertaPreLayerNormForQuestionAnswering
+TFRobertaPreLayerNormForSequenceClassification = RobertaPreLayerNormForSequenceClassification
+TFRobertaPreLayerNormForTokenClassification = RobertaPreLayerNormForTokenClassification
 TFRobertaPreLayerNormModel = RobertaPreLayerNormModel
 TFRobertaPreLayerNormPreTrainedModel = RobertaPreLayerNormPreTrainedModel
 
 __all__ = [
     "RobertaPreLayerNormConfig",
+    "RobertaPreLayerNormForCausalLM",
     "RobertaPreLayerNormForMaskedLM",
+    "RobertaPreLayerNormForMultipleChoice",
+    "RobertaPreLayerNormForQuestionAnswering",
+    "RobertaPreLayerNormForSequenceClassification",
+    "RobertaPreLayerNormForTokenClassification",
     "RobertaPreLayerNormModel",
     "RobertaPreLayerNormPreTrainedModel",
+    "TFRobertaPreLayerNormForCausalLM",
     "TFRobertaPreLayerNormForMaskedLM",
+    "TFRobertaPreLayerNormForMultipleChoice",
+    "TFRobertaPreLayerNormForQuestionAnswering",
+    "TFRobertaPreLayerNormForSequenceClassification",
+    "TFRobertaPreLayerNormForTokenClassification",
     "TFRobertaPreLayerNormModel",
     "TFRobertaPreLayerNormPreTrainedModel",
 ]

@@ -109,9 +109,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
 
-        hidden_states = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length
-        )
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length)
         keys = past_length + shape_of(hidden_states)[1]
         bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder)
         encoder_bias = None
@@ -145,9 +143,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if mask is not None:
             batch, queries = hidden_states.shape[:2]
             known_keys = keys if isinstance(keys, int) else None
-            checks.attention_mask(
-                name, tuple(mask.shape), batch, queries, known_keys, self.config.num_attention_heads
-            )
+            checks.attention_mask(name, tuple(mask.shape), batch, queries, known_keys, self.config.num_attention_heads)
         dtype = softmax_dtype(hidden_states.dtype)
         return attention_bias(mask, shape_of(hidden_states)[1], keys, causal, dtype)
 

@@ -36,5 +36,8 @@ def objective(record: ModelOutput) -> tf.Tensor:
     if "loss" in record:
         return record.loss
     return tf.add_n(
-        [tf.reduce_sum(value * tf.cast(objective_weights(value.shape), value.dtype)) for _, value in record.named_arrays()]
+        [
+            tf.reduce_sum(value * tf.cast(objective_weights(value.shape), value.dtype))
+            for _, value in record.named_arrays()
+        ]
     )

@@ -45,7 +45,9 @@ def check(model: keras.Model) -> None:
     }
     if built != told:
         wrong = [variable.path for variable in model.weights if told.get(id(variable)) != tuple(variable.shape)]
-        raise RuntimeError(f"parameters differ from the schema: {len(built)} built, {len(told)} told, among them {wrong}")
+        raise RuntimeError(
+            f"parameters differ from the schema: {len(built)} built, {len(told)} told, among them {wrong}"
+        )
 
 
 def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:

@@ -48,10 +48,7 @@ class ModelOutput:
     def named_arrays(self) -> Iterator[tuple[str, Array]]:
         """Every array with its name; items of a tuple are numbered, as in `hidden_states.0`."""
         for name, value in self.items():
-            if isinstance(value, tuple):
-                yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
-            else:
-                yield name, value
+            yield from _named(name, value)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
@@ -77,6 +74,14 @@ class ModelOutput:
     @classmethod
     def __tf_unflatten__(cls, names: tuple[str, ...], values: tuple[Any, ...]) -> ModelOutput:
         return cls(**dict(zip(names, values, strict=True)))
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    if not isinstance(value, tuple):
+        yield name, value
+        return
+    for index, item in enumerate(value):
+        yield from _named(f"{name}.{index}", item)
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""RoBERTa-PreLayerNorm in TensorFlow (Keras 3). The same names, files and arguments as the other two packages.
+"""RoBERTa-PreLayerNorm in TensorFlow (Keras 3). The names, files and arguments are those of `roberta_pln.pt`.
 
 What Keras forces to differ: `call` in place of `forward`, with `training` as an argument that Keras hands on to every
 layer; every layer is constructed with what its model shares, a dtype policy and a generator of seeds; heads have their

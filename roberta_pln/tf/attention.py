@@ -77,7 +77,10 @@ class MultiHeadAttention(Module):
         query_positions = tf.range(keys - queries, keys)
         key_positions = tf.range(keys)
         zero = self.distance_embedding.num_embeddings // 2
-        return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
+        ids = query_positions[:, None] - key_positions[None, :] + zero
+        if not isinstance(keys, int):  # a graph of open length cannot refuse what is too long, so all of it is NaN
+            ids = tf.where(keys <= zero + 1, ids, -1)
+        return self.distance_embedding(ids)
 
     def combine(self, scores: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None) -> tf.Tensor:
         """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""

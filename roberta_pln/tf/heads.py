@@ -18,7 +18,7 @@ from roberta_pln.outputs import (
 from roberta_pln.tf import weights
 from roberta_pln.tf.activations import gelu
 from roberta_pln.tf.encoder import LayerCache
-from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, product, shape_of
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, linear, shape_of
 from roberta_pln.tf.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
@@ -37,11 +37,10 @@ class LMHead(Module):
 
     def call(self, hidden_states: tf.Tensor, word_embeddings: tf.Tensor) -> tf.Tensor:
         hidden_states = self.layer_norm(gelu(self.dense(hidden_states)))
-        if self.decoder is None:
-            logits = product(hidden_states, tf.cast(word_embeddings, self.compute_dtype), transpose=True)
-        else:
-            logits = self.decoder(hidden_states)
-        return logits + tf.cast(self.bias, self.compute_dtype)
+        if self.decoder is not None:
+            return self.decoder(hidden_states) + tf.cast(self.bias, self.compute_dtype)
+        table, bias = (tf.cast(value, self.compute_dtype) for value in (word_embeddings, self.bias))
+        return linear(hidden_states, table, bias, transpose=True)
 
 
 @keras.saving.register_keras_serializable("roberta_pln")

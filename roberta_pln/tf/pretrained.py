@@ -247,6 +247,6 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
 
 def is_sequence_of_inputs(value: Any) -> bool:
     """Whether a first argument is several inputs in the order of the signature, and not one nested list of numbers."""
-    return isinstance(value, list | tuple) and all(
-        item is None or len(getattr(item, "shape", ())) > 0 for item in value
-    )
+    if not isinstance(value, list | tuple):
+        return False
+    return all(item is None or len(getattr(item, "shape", ())) > 0 for item in value)

@@ -78,6 +78,6 @@ def dump(model: keras.Model) -> dict[str, np.ndarray]:
     """The model's parameters as canonical tensors."""
     arrays = {}
     for name, parameter in model.parameters_of_schema.items():
-        array = get(model, parameter).numpy()
+        array = tf.convert_to_tensor(get(model, parameter)).numpy()
         arrays[name] = array.T if parameter.leaf.transposed else array
     return arrays

@@ -6,10 +6,10 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln.checks import InputError  # noqa: E402
-from roberta_pln.outputs import MaskedLMOutput  # noqa: E402
-from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
-from tests.contract import INPUTS, random_ids, tiny_config, with_labels  # noqa: E402
+from roberta_pln.checks import InputError
+from roberta_pln.outputs import MaskedLMOutput
+from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from tests.contract import INPUTS, random_ids, tiny_config, with_labels
 
 INPUT = INPUTS["right padding"]
 LABELS = with_labels(INPUT)["labels"]

@@ -5,11 +5,11 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from roberta_pln.checks import InputError  # noqa: E402
-from roberta_pln.outputs import BaseModelOutput, MaskedLMOutput  # noqa: E402
-from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
-from roberta_pln.tf.losses import cross_entropy  # noqa: E402
-from tests.contract import CONFIGS, INPUTS, random_ids, tiny_config, with_labels  # noqa: E402
+from roberta_pln.checks import InputError
+from roberta_pln.outputs import BaseModelOutput, MaskedLMOutput
+from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from roberta_pln.tf.losses import cross_entropy
+from tests.contract import CONFIGS, INPUTS, random_ids, tiny_config, with_labels
 
 IDS = random_ids()
 ROUNDINGS = 1e-13  # of 1e-16 each, a few hundred: other orders of summation

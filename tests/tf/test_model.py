@@ -10,10 +10,10 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln.checks import InputError  # noqa: E402
-from roberta_pln.outputs import BaseModelOutput, MaskedLMOutput  # noqa: E402
-from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel  # noqa: E402
-from tests.contract import INPUTS, padded, random_ids, tiny_config  # noqa: E402
+from roberta_pln.checks import InputError
+from roberta_pln.outputs import BaseModelOutput, MaskedLMOutput
+from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from tests.contract import INPUTS, padded, random_ids, tiny_config
 
 IDS = random_ids()
 MASK = INPUTS["right padding"]["attention_mask"]

@@ -6,9 +6,9 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln import checkpoint, schema  # noqa: E402
-from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel, weights  # noqa: E402
-from tests.contract import random_checkpoint, random_ids, random_tensors, tiny_config  # noqa: E402
+from roberta_pln import checkpoint, schema
+from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel, weights
+from tests.contract import random_checkpoint, random_ids, random_tensors, tiny_config
 
 IDS = random_ids()
 

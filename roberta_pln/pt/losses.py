@@ -45,7 +45,7 @@ def classification(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if kind == "single_label_classification":
-        return cross_entropy(logits, labels.flatten())
+        return cross_entropy(logits, labels.flatten().long())
     labels = labels.reshape(logits.shape).to(logits.dtype)
     if kind == "regression":
         return F.mse_loss(logits, labels)

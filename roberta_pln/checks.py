@@ -91,6 +91,39 @@ def labels_in_range(name: str, lowest: int, highest: int, size: int, ignore_inde
         raise InputError(f"{name} must be at least 0 and below {size}, or {ignore_index} to be ignored, got {seen}")
 
 
+def two_labels(config: RobertaPreLayerNormConfig) -> None:
+    """Question answering has a start and an end."""
+    if config.num_labels != 2:
+        raise InputError(f"question answering needs num_labels=2 (start and end), got {config.num_labels}")
+
+
+def problem_type(config: RobertaPreLayerNormConfig, batch: int | None, seen: Shape, integers: bool) -> str:
+    """The kind of loss of a sequence classifier, checked against its labels.
+
+    Args:
+        config: `problem_type` decides if it is set; if not, the number of labels and the labels' type do: one label
+            is a regression, integers are classes, and other numbers are independent targets.
+        batch: rows of the batch.
+        seen: shape of the labels.
+        integers: whether the labels are integers.
+
+    Raises:
+        InputError: when the labels do not fit.
+    """
+    count = config.num_labels
+    kind = config.problem_type
+    if kind is None:
+        many = "single_label_classification" if integers else "multi_label_classification"
+        kind = "regression" if count == 1 else many
+    if kind == "single_label_classification" and not integers:
+        raise InputError(f"labels of a {kind} must be integers, got floating-point numbers; see config.problem_type")
+    if kind == "multi_label_classification" and integers:
+        raise InputError(f"labels of a {kind} must be floating-point numbers, got integers; see config.problem_type")
+    one = kind == "single_label_classification" or (kind == "regression" and count == 1)
+    shape(f"labels of a {kind}", seen, *(((batch,), (batch, 1)) if one else ((batch, count),)))
+    return kind
+
+
 def encoder_states(config: RobertaPreLayerNormConfig) -> None:
     """Encoder states need layers that read them."""
     if config.is_decoder and not config.add_cross_attention:

@@ -48,10 +48,7 @@ class ModelOutput:
     def named_arrays(self) -> Iterator[tuple[str, Array]]:
         """Every array with its name; items of a tuple are numbered, as in `hidden_states.0`."""
         for name, value in self.items():
-            if isinstance(value, tuple):
-                yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
-            else:
-                yield name, value
+            yield from _named(name, value)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
@@ -77,6 +74,14 @@ class ModelOutput:
     @classmethod
     def __tf_unflatten__(cls, names: tuple[str, ...], values: tuple[Any, ...]) -> ModelOutput:
         return cls(**dict(zip(names, values, strict=True)))
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    if not isinstance(value, tuple):
+        yield name, value
+        return
+    for index, item in enumerate(value):
+        yield from _named(f"{name}.{index}", item)
 
 
 @dataclass(eq=False)
@@ -106,5 +111,66 @@ class MaskedLMOutput(ModelOutput):
     attentions: tuple[Array, ...] | None = None  # N items (B, H, T, T)
 
 
-RECORDS = (BaseModelOutput, MaskedLMOutput)
+@dataclass(eq=False)
+class CausalLMOutput(ModelOutput):
+    """What the causal language model returns."""
+
+    loss: Array | None = None  # (), mean cross entropy of each next token, labels of -100 left out; NaN if all are
+    logits: Array | None = None  # (B, T, V), unnormalised log-probabilities of the next token
+    past_key_values: Any | None = None  # the cache, in the backend's own form
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, S)
+    cross_attentions: tuple[Array, ...] | None = None  # N items (B, H, T, encoder tokens)
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(ModelOutput):
+    """What the sequence classifier returns."""
+
+    loss: Array | None = None  # (), by `problem_type`: squared error, cross entropy, or binary cross entropy; a mean
+    logits: Array | None = None  # (B, L), unnormalised log-probabilities, or values of a regression
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, T)
+
+
+@dataclass(eq=False)
+class MultipleChoiceOutput(ModelOutput):
+    """What the multiple-choice model returns."""
+
+    loss: Array | None = None  # (), mean cross entropy over the choices; NaN if every label is -100
+    logits: Array | None = None  # (B, C), unnormalised log-probabilities of the choices
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B * C, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B * C, H, T, T)
+
+
+@dataclass(eq=False)
+class TokenClassifierOutput(ModelOutput):
+    """What the token classifier returns."""
+
+    loss: Array | None = None  # (), mean cross entropy over the labels that are not -100; NaN if there is none
+    logits: Array | None = None  # (B, T, L), unnormalised log-probabilities
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, T)
+
+
+@dataclass(eq=False)
+class QuestionAnsweringOutput(ModelOutput):
+    """What the question-answering model returns."""
+
+    loss: Array | None = None  # (), mean of the cross entropies of start and end; positions outside are left out
+    start_logits: Array | None = None  # (B, T), unnormalised log-probabilities that the answer starts at a token
+    end_logits: Array | None = None  # (B, T), and that it ends there
+    hidden_states: tuple[Array, ...] | None = None  # N + 1 items (B, T, D)
+    attentions: tuple[Array, ...] | None = None  # N items (B, H, T, T)
+
+
+RECORDS = (
+    BaseModelOutput,
+    CausalLMOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    MultipleChoiceOutput,
+    TokenClassifierOutput,
+    QuestionAnsweringOutput,
+)
 """All records, for the backends to register."""

@@ -113,6 +113,76 @@ CONFIGS = {
 """Changes of `TINY`."""
 
 
+_ROWS = padded(random_ids(), (0, slice(7, None)))
+_CHOICES = {"input_ids": random_ids(6).reshape(2, 3, 11), "attention_mask": _rng().integers(0, 2, (2, 3, 11))}
+
+HEADS = {
+    "causal": ("ForCausalLM", {"is_decoder": True}, {**_ROWS, "labels": random_ids(seed=1)}),
+    "causal without a mask": ("ForCausalLM", {"is_decoder": True}, {"input_ids": random_ids()}),
+    "causal that sees both sides": ("ForCausalLM", {}, {**_ROWS, "labels": random_ids(seed=1)}),
+    "causal, with an encoder": (
+        "ForCausalLM",
+        {"is_decoder": True, "add_cross_attention": True},
+        {
+            **_ROWS,
+            "labels": np.where(_rng().random((3, 11)) < 0.5, random_ids(seed=1), -100),
+            "encoder_hidden_states": _rng().standard_normal((3, 5, 32)),
+            "encoder_attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]),
+        },
+    ),
+    "causal, with an encoder and a pattern": (
+        "ForCausalLM",
+        {"is_decoder": True, "add_cross_attention": True},
+        {
+            **_ROWS,
+            "encoder_hidden_states": _rng().standard_normal((3, 5, 32)),
+            "encoder_attention_mask": _rng().integers(0, 2, (3, 11, 5)),
+        },
+    ),
+    "classes": ("ForSequenceClassification", {"num_labels": 3}, {**_ROWS, "labels": np.array([0, 2, -100])}),
+    "classes in a column": (
+        "ForSequenceClassification",
+        {"num_labels": 3},
+        {**_ROWS, "labels": np.array([[0], [2], [1]])},
+    ),
+    "a regression": ("ForSequenceClassification", {"num_labels": 1}, {**_ROWS, "labels": np.array([0.1, 2.0, -0.3])}),
+    "a regression on integers": (
+        "ForSequenceClassification",
+        {"num_labels": 1},
+        {**_ROWS, "labels": np.array([[1], [2], [0]])},
+    ),
+    "several targets": ("ForSequenceClassification", {"num_labels": 4}, {**_ROWS, "labels": _rng().random((3, 4))}),
+    "several values": (
+        "ForSequenceClassification",
+        {"num_labels": 4, "problem_type": "regression"},
+        {**_ROWS, "labels": _rng().random((3, 4))},
+    ),
+    "tokens": (
+        "ForTokenClassification",
+        {"num_labels": 5},
+        {**_ROWS, "labels": np.where(_ROWS["attention_mask"] > 0, random_ids(seed=2) % 5, -100)},
+    ),
+    "an answer": (
+        "ForQuestionAnswering",
+        {},
+        {**_ROWS, "start_positions": np.array([1, 4, 3]), "end_positions": np.array([[4], [5], [10]])},
+    ),
+    "an answer that is outside": (
+        "ForQuestionAnswering",
+        {},
+        {**_ROWS, "start_positions": np.array([1, 100, 3]), "end_positions": np.array([4, 11, 10])},
+    ),
+    "choices": ("ForMultipleChoice", {}, {**_CHOICES, "labels": np.array([2, 0])}),
+    "choices, one left out": ("ForMultipleChoice", {}, {**_CHOICES, "labels": np.array([2, -100])}),
+    "choices of embeddings": (
+        "ForMultipleChoice",
+        {},
+        {"inputs_embeds": _rng().standard_normal((2, 3, 11, 32)), "labels": np.array([2, 0])},
+    ),
+}
+"""What each head beside the masked language model is tested on: head, changes of `TINY`, arguments."""
+
+
 def with_labels(inputs: dict[str, np.ndarray], seed: int = 3) -> dict[str, np.ndarray]:
     """The inputs with labels at about half of the positions, at least one of them."""
     some = inputs.get("input_ids", inputs.get("inputs_embeds"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import roberta_pln
+from roberta_pln import schema
 
 ROOT = Path(roberta_pln.__file__).parent
 BACKENDS = ("pt", "tf", "flax")
@@ -25,19 +26,17 @@ EXTRA = {
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
         "Layer.output",
         "RobertaPreLayerNormModel.get_config",  # what Keras needs to construct a model again
-        "RobertaPreLayerNormForMaskedLM.own_loss",  # what fit() uses
+        # What fit() uses, in a method of its own.
+        *(f"RobertaPreLayerNorm{head}.own_loss" for head in schema.HEADS),
     },
     "flax": {
         "Layers",  # Linen needs a module for the path component `layer`
         # A Linen module holds no parameters, so a class beside it does, and calls it.
-        "RobertaPreLayerNormModel",
-        "RobertaPreLayerNormForMaskedLM",
+        *map(schema.architecture, schema.HEADS),
     },
 }
-MODULES = {
-    "RobertaPreLayerNormModule": "RobertaPreLayerNormModel",
-    "RobertaPreLayerNormForMaskedLMModule": "RobertaPreLayerNormForMaskedLM",
-}
+MODULES = {f"{schema.architecture(head)}Module": schema.architecture(head) for head in schema.HEADS}
+MODULES["RobertaPreLayerNormModule"] = MODULES.pop("RobertaPreLayerNormModelModule")
 """Linen modules that stand for the classes of the other two packages."""
 
 FILES = ("activations", "embeddings", "attention", "encoder", "model", "heads", "losses", "records", "probe")
@@ -113,6 +112,6 @@ OWN_ARGUMENTS = {"pt": set(), "tf": {"training"}, "flax": {"params", "dropout_rn
 
 
 @pytest.mark.parametrize("backend", ["tf", "flax"])
-@pytest.mark.parametrize("name", ["RobertaPreLayerNormModel", "RobertaPreLayerNormForMaskedLM"])
+@pytest.mark.parametrize("name", [schema.architecture(head) for head in schema.HEADS])
 def test_same_arguments(backend, name):
     assert arguments(backend, name) == arguments("pt", name) | OWN_ARGUMENTS[backend]

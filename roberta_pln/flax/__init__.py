@@ -7,22 +7,55 @@ own. `layers.py` has what PyTorch offers ready-made.
 """
 
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.flax.heads import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormForMaskedLMModule
+from roberta_pln.flax.heads import (
+    RobertaPreLayerNormForCausalLM,
+    RobertaPreLayerNormForCausalLMModule,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormForMaskedLMModule,
+    RobertaPreLayerNormForMultipleChoice,
+    RobertaPreLayerNormForMultipleChoiceModule,
+    RobertaPreLayerNormForQuestionAnswering,
+    RobertaPreLayerNormForQuestionAnsweringModule,
+    RobertaPreLayerNormForSequenceClassification,
+    RobertaPreLayerNormForSequenceClassificationModule,
+    RobertaPreLayerNormForTokenClassification,
+    RobertaPreLayerNormForTokenClassificationModule,
+)
 from roberta_pln.flax.model import RobertaPreLayerNormModel, RobertaPreLayerNormModule
 from roberta_pln.flax.pretrained import RobertaPreLayerNormPreTrainedModel
 
 # The names that these classes have in transformers.
+FlaxRobertaPreLayerNormForCausalLM = RobertaPreLayerNormForCausalLM
 FlaxRobertaPreLayerNormForMaskedLM = RobertaPreLayerNormForMaskedLM
+FlaxRobertaPreLayerNormForMultipleChoice = RobertaPreLayerNormForMultipleChoice
+FlaxRobertaPreLayerNormForQuestionAnswering = RobertaPreLayerNormForQuestionAnswering
+FlaxRobertaPreLayerNormForSequenceClassification = RobertaPreLayerNormForSequenceClassification
+FlaxRobertaPreLayerNormForTokenClassification = RobertaPreLayerNormForTokenClassification
 FlaxRobertaPreLayerNormModel = RobertaPreLayerNormModel
 FlaxRobertaPreLayerNormPreTrainedModel = RobertaPreLayerNormPreTrainedModel
 
 __all__ = [
+    "FlaxRobertaPreLayerNormForCausalLM",
     "FlaxRobertaPreLayerNormForMaskedLM",
+    "FlaxRobertaPreLayerNormForMultipleChoice",
+    "FlaxRobertaPreLayerNormForQuestionAnswering",
+    "FlaxRobertaPreLayerNormForSequenceClassification",
+    "FlaxRobertaPreLayerNormForTokenClassification",
     "FlaxRobertaPreLayerNormModel",
     "FlaxRobertaPreLayerNormPreTrainedModel",
     "RobertaPreLayerNormConfig",
+    "RobertaPreLayerNormForCausalLM",
+    "RobertaPreLayerNormForCausalLMModule",
     "RobertaPreLayerNormForMaskedLM",
     "RobertaPreLayerNormForMaskedLMModule",
+    "RobertaPreLayerNormForMultipleChoice",
+    "RobertaPreLayerNormForMultipleChoiceModule",
+    "RobertaPreLayerNormForQuestionAnswering",
+    "RobertaPreLayerNormForQuestionAnsweringModule",
+    "RobertaPreLayerNormForSequenceClassification",
+    "RobertaPreLayerNormForSequenceClassificationModule",
+    "RobertaPreLayerNormForTokenClassification",
+    "RobertaPreLayerNormForTokenClassificationModule",
     "RobertaPreLayerNormModel",
     "RobertaPreLayerNormModule",
     "RobertaPreLayerNormPreTrainedModel",

@@ -1,11 +1,21 @@
 """The heads: each its extra modules and a short forward."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.outputs import MaskedLMOutput
-from roberta_pln.pt.losses import cross_entropy
+from roberta_pln.outputs import (
+    CausalLMOutput,
+    MaskedLMOutput,
+    MultipleChoiceOutput,
+    QuestionAnsweringOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from roberta_pln.pt.encoder import LayerCache
+from roberta_pln.pt.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.pt.model import RobertaPreLayerNormModel
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
@@ -22,6 +32,70 @@ class LMHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
+
+
+class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
+    """The decoder with a language-model head that predicts the next token.
+
+    With `is_decoder=False` in the config every token sees both sides, and there is no cache.
+    """
+
+    head = "ForCausalLM"
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__(config)
+        self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
+        self.lm_head = LMHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: tuple[LayerCache, ...] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
+                With labels there is no cache.
+
+        Returns:
+            A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache=use_cache if labels is None else False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.lm_head(record.last_hidden_state)
+        labels = self.ids("labels", labels, tuple(logits.shape[:-1]))
+        loss = None if labels is None else causal_cross_entropy(logits, labels)
+        output = CausalLMOutput(
+            loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
+        )
+        return self.returned(output, return_dict)
 
 
 class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
@@ -75,3 +149,260 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         logits = self.lm_head(record.last_hidden_state)
         loss = None if labels is None else cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
+
+
+def classifier_dropout(config: RobertaPreLayerNormConfig) -> nn.Dropout:
+    """Dropout at the rate of the classification heads."""
+    rate = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+
+
+class ClassificationHead(nn.Module):
+    """out_proj(tanh(dense(x))) of the first token, (B, T, D) -> (B, L), with dropout before each layer."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = classifier_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = torch.tanh(self.dense(self.dropout(hidden_states[:, 0])))
+        return self.out_proj(self.dropout(hidden_states))
+
+
+class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a classifier, or a regression, of the whole sequence."""
+
+    head = "ForSequenceClassification"
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__(config)
+        self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: by `config.problem_type`, which is set at the first call with labels if it is None: (B,) classes,
+                -100 to leave one out; (B,) or (B, L) values of a regression; or (B, L) targets in [0, 1].
+
+        Returns:
+            A `SequenceClassifierOutput`; its loss is None without labels.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            use_cache=False,
+            return_dict=True,
+        )
+        logits = self.classifier(record.last_hidden_state)
+        loss = None if labels is None else self.classification_loss(logits, labels)
+        output = SequenceClassifierOutput(loss, logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Settle the problem type, and compute its loss."""
+        labels = self.tensor(labels)
+        integers = not (labels.is_floating_point() or labels.is_complex())
+        kind = checks.problem_type(self.config, logits.shape[0], tuple(labels.shape), integers)
+        self.config.problem_type = kind
+        return classification(kind, logits, labels)
+
+
+class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a score for each of several continuations; only one is right."""
+
+    head = "ForMultipleChoice"
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__(config)
+        self.roberta_prelayernorm = RobertaPreLayerNormModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(  # the arguments are in the order that PyTorch users know
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MultipleChoiceOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel` with an axis of choices, and
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, C, T).
+            inputs_embeds: (B, C, T, D).
+            labels: (B,) the right choice, -100 to leave a row out.
+
+        Returns:
+            A `MultipleChoiceOutput`; its loss is None without labels and NaN when every label is -100.
+        """
+        checks.one_of_ids_and_embeds(input_ids is not None, inputs_embeds is not None)
+        input_ids, inputs_embeds = self.ids("input_ids", input_ids), self.states(inputs_embeds)
+        shape = tuple(input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:3])
+        checks.shape("input_ids or inputs_embeds", shape, (None, None, None))
+        record = self.roberta_prelayernorm(
+            flat(input_ids),
+            flat(self.choices("attention_mask", attention_mask, shape)),
+            flat(self.choices("token_type_ids", token_type_ids, shape)),
+            flat(self.choices("position_ids", position_ids, shape)),
+            head_mask,
+            flat(inputs_embeds),
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(record.pooler_output)).reshape(shape[:2])
+        labels = self.ids("labels", labels, (logits.shape[0],))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        output = MultipleChoiceOutput(loss, logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)
+
+    def choices(self, name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """An argument of the shape of the ids."""
+        value = self.tensor(value)
+        if value is not None:
+            checks.shape(name, tuple(value.shape), shape)
+        return value
+
+
+def flat(value: Tensor | None) -> Tensor | None:
+    """Batch and choices as one axis, (B, C, ...) -> (B * C, ...)."""
+    return None if value is None else value.flatten(0, 1)
+
+
+class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a classifier of every token."""
+
+    head = "ForTokenClassification"
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__(config)
+        self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: (B, T) classes, -100 to leave a token out.
+
+        Returns:
+            A `TokenClassifierOutput`; its loss is None without labels and NaN when every label is -100.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(record.last_hidden_state))
+        labels = self.ids("labels", labels, tuple(logits.shape[:-1]))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return self.returned(TokenClassifierOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
+
+
+class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with two scores for every token: that the answer starts there, and that it ends there."""
+
+    head = "ForQuestionAnswering"
+
+    def __init__(self, config: RobertaPreLayerNormConfig) -> None:
+        super().__init__(config)
+        checks.two_labels(config)
+        self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QuestionAnsweringOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            start_positions, end_positions: (B,) or (B, 1) first and last token of the answer; a position outside of
+                the tokens is left out. Both are needed for a loss.
+
+        Returns:
+            A `QuestionAnsweringOutput`; its loss is None without positions and NaN when all are left out.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = self.qa_outputs(record.last_hidden_state).unbind(-1)  # each (B, T)
+        shapes = (len(start_logits),), (len(start_logits), 1)
+        start_positions = self.ids("start_positions", start_positions, *shapes)
+        end_positions = self.ids("end_positions", end_positions, *shapes)
+        known = start_positions is not None and end_positions is not None
+        loss = span(start_logits, end_logits, start_positions, end_positions) if known else None
+        output = QuestionAnsweringOutput(loss, start_logits, end_logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)

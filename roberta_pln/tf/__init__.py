@@ -16,21 +16,43 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.tf.heads import RobertaPreLayerNormForMaskedLM
+from roberta_pln.tf.heads import (
+    RobertaPreLayerNormForCausalLM,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormForMultipleChoice,
+    RobertaPreLayerNormForQuestionAnswering,
+    RobertaPreLayerNormForSequenceClassification,
+    RobertaPreLayerNormForTokenClassification,
+)
 from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
 # The names that these classes have in transformers.
+TFRobertaPreLayerNormForCausalLM = RobertaPreLayerNormForCausalLM
 TFRobertaPreLayerNormForMaskedLM = RobertaPreLayerNormForMaskedLM
+TFRobertaPreLayerNormForMultipleChoice = RobertaPreLayerNormForMultipleChoice
+TFRobertaPreLayerNormForQuestionAnswering = RobertaPreLayerNormForQuestionAnswering
+TFRobertaPreLayerNormForSequenceClassification = RobertaPreLayerNormForSequenceClassification
+TFRobertaPreLayerNormForTokenClassification = RobertaPreLayerNormForTokenClassification
 TFRobertaPreLayerNormModel = RobertaPreLayerNormModel
 TFRobertaPreLayerNormPreTrainedModel = RobertaPreLayerNormPreTrainedModel
 
 __all__ = [
     "RobertaPreLayerNormConfig",
+    "RobertaPreLayerNormForCausalLM",
     "RobertaPreLayerNormForMaskedLM",
+    "RobertaPreLayerNormForMultipleChoice",
+    "RobertaPreLayerNormForQuestionAnswering",
+    "RobertaPreLayerNormForSequenceClassification",
+    "RobertaPreLayerNormForTokenClassification",
     "RobertaPreLayerNormModel",
     "RobertaPreLayerNormPreTrainedModel",
+    "TFRobertaPreLayerNormForCausalLM",
     "TFRobertaPreLayerNormForMaskedLM",
+    "TFRobertaPreLayerNormForMultipleChoice",
+    "TFRobertaPreLayerNormForQuestionAnswering",
+    "TFRobertaPreLayerNormForSequenceClassification",
+    "TFRobertaPreLayerNormForTokenClassification",
     "TFRobertaPreLayerNormModel",
     "TFRobertaPreLayerNormPreTrainedModel",
 ]

@@ -5,12 +5,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.outputs import MaskedLMOutput
+from roberta_pln.outputs import (
+    CausalLMOutput,
+    MaskedLMOutput,
+    MultipleChoiceOutput,
+    QuestionAnsweringOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from roberta_pln.tf import weights
 from roberta_pln.tf.activations import gelu
-from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, linear
-from roberta_pln.tf.losses import cross_entropy
+from roberta_pln.tf.encoder import LayerCache
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, linear, shape_of
+from roberta_pln.tf.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
@@ -32,6 +41,83 @@ class LMHead(Module):
             return self.decoder(hidden_states) + tf.cast(self.bias, self.compute_dtype)
         table, bias = (tf.cast(value, self.compute_dtype) for value in (word_embeddings, self.bias))
         return linear(hidden_states, table, bias, transpose=True)
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
+    """The decoder with a language-model head that predicts the next token.
+
+    With `is_decoder=False` in the config every token sees both sides, and there is no cache.
+
+    Args:
+        config: sizes and switches.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "ForCausalLM"
+
+    def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        with weights.left_blank():
+            self.roberta_prelayernorm = RobertaPreLayerNormModel(
+                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
+            )
+        self.lm_head = LMHead(config, self.shared)
+        self.post_init()
+
+    def call(  # the arguments are in the order that TensorFlow users know, which is not PyTorch's
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        encoder_hidden_states: tf.Tensor | None = None,
+        encoder_attention_mask: tf.Tensor | None = None,
+        past_key_values: tuple[LayerCache, ...] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> CausalLMOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
+                With labels there is no cache.
+
+        Returns:
+            A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache=use_cache if labels is None else False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
+        logits = self.lm_head(record.last_hidden_state, table)
+        loss = None if labels is None else self.own_loss(logits, labels)
+        output = CausalLMOutput(
+            loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
+        )
+        return self.returned(output, return_dict)
+
+    def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The loss that `fit` uses unless `compile` was given another."""
+        return causal_cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
@@ -100,3 +186,314 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
     def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The loss that `fit` uses unless `compile` was given another."""
         return cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
+
+
+def classifier_dropout(config: RobertaPreLayerNormConfig, shared: Shared) -> Dropout:
+    """Dropout at the rate of the classification heads."""
+    rate = config.classifier_dropout
+    return Dropout(config.hidden_dropout_prob if rate is None else rate, shared)
+
+
+class ClassificationHead(Module):
+    """out_proj(tanh(dense(x))) of the first token, (B, T, D) -> (B, L), with dropout before each layer."""
+
+    def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
+        super().__init__(shared)
+        self.dense = Dense(config.hidden_size, config.hidden_size, shared)
+        self.dropout = classifier_dropout(config, shared)
+        self.out_proj = Dense(config.hidden_size, config.num_labels, shared)
+
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        hidden_states = tf.tanh(self.dense(self.dropout(hidden_states[:, 0])))
+        return self.out_proj(self.dropout(hidden_states))
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a classifier, or a regression, of the whole sequence.
+
+    Args:
+        config: sizes and switches.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "ForSequenceClassification"
+
+    def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        with weights.left_blank():
+            self.roberta_prelayernorm = RobertaPreLayerNormModel(
+                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
+            )
+        self.classifier = ClassificationHead(config, self.shared)
+        self.post_init()
+
+    def call(
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> SequenceClassifierOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: by `config.problem_type`, which is set at the first call with labels if it is None: (B,) classes,
+                -100 to leave one out; (B,) or (B, L) values of a regression; or (B, L) targets in [0, 1].
+
+        Returns:
+            A `SequenceClassifierOutput`; its loss is None without labels.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(record.last_hidden_state)
+        loss = None if labels is None else self.classification_loss(logits, labels)
+        output = SequenceClassifierOutput(loss, logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)
+
+    def classification_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Settle the problem type, and compute its loss."""
+        integers = labels.dtype.is_integer
+        kind = checks.problem_type(self.config, logits.shape[0], tuple(labels.shape), integers)
+        self.config.problem_type = kind
+        return classification(kind, logits, labels)
+
+    own_loss = classification_loss
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a score for each of several continuations; only one is right.
+
+    Args:
+        config: sizes and switches.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "ForMultipleChoice"
+
+    def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        with weights.left_blank():
+            self.roberta_prelayernorm = RobertaPreLayerNormModel(
+                config, seed=self.seed_generator, dtype=self.dtype_policy
+            )
+        self.dropout = Dropout(config.hidden_dropout_prob, self.shared)
+        self.classifier = Dense(config.hidden_size, 1, self.shared)
+        self.post_init()
+
+    def call(
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> MultipleChoiceOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel` with an axis of choices, and
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, C, T).
+            inputs_embeds: (B, C, T, D).
+            labels: (B,) the right choice, -100 to leave a row out.
+
+        Returns:
+            A `MultipleChoiceOutput`; its loss is None without labels and NaN when every label is -100.
+        """
+        checks.one_of_ids_and_embeds(input_ids is not None, inputs_embeds is not None)
+        first = input_ids if inputs_embeds is None else inputs_embeds
+        shape = tuple(first.shape[:3] if inputs_embeds is not None else first.shape)
+        checks.shape("input_ids or inputs_embeds", shape, (None, None, None))
+        record = self.roberta_prelayernorm(
+            flat(input_ids),
+            flat(self.choices("attention_mask", attention_mask, shape)),
+            flat(self.choices("token_type_ids", token_type_ids, shape)),
+            flat(self.choices("position_ids", position_ids, shape)),
+            head_mask,
+            flat(inputs_embeds),
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = tf.reshape(self.classifier(self.dropout(record.pooler_output)), shape_of(first)[:2])
+        loss = None if labels is None else self.own_loss(logits, labels)
+        output = MultipleChoiceOutput(loss, logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)
+
+    def choices(self, name: str, value: tf.Tensor | None, shape: tuple[int | None, ...]) -> tf.Tensor | None:
+        """An argument of the shape of the ids."""
+        if value is not None:
+            checks.shape(name, tuple(value.shape), shape)
+        return value
+
+    def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The loss that `fit` uses unless `compile` was given another."""
+        return cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:1])))
+
+
+def flat(value: tf.Tensor | None) -> tf.Tensor | None:
+    """Batch and choices as one axis, (B, C, ...) -> (B * C, ...)."""
+    if value is None:
+        return None
+    batch, choices, *rest = shape_of(value)
+    return tf.reshape(value, (batch * choices, *rest))
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with a classifier of every token.
+
+    Args:
+        config: sizes and switches.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "ForTokenClassification"
+
+    def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        with weights.left_blank():
+            self.roberta_prelayernorm = RobertaPreLayerNormModel(
+                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
+            )
+        self.dropout = classifier_dropout(config, self.shared)
+        self.classifier = Dense(config.hidden_size, config.num_labels, self.shared)
+        self.post_init()
+
+    def call(
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> TokenClassifierOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            labels: (B, T) classes, -100 to leave a token out.
+
+        Returns:
+            A `TokenClassifierOutput`; its loss is None without labels and NaN when every label is -100.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(record.last_hidden_state))
+        loss = None if labels is None else self.own_loss(logits, labels)
+        return self.returned(TokenClassifierOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
+
+    def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The loss that `fit` uses unless `compile` was given another."""
+        return cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel):
+    """The encoder with two scores for every token: that the answer starts there, and that it ends there.
+
+    Args:
+        config: sizes and switches.
+        **options: `seed`, `name`, `dtype`, `trainable`; see `RobertaPreLayerNormPreTrainedModel`.
+    """
+
+    head = "ForQuestionAnswering"
+    label_names = ("start_positions", "end_positions")
+    logits_names = ("start_logits", "end_logits")
+
+    def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        checks.two_labels(config)
+        with weights.left_blank():
+            self.roberta_prelayernorm = RobertaPreLayerNormModel(
+                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
+            )
+        self.qa_outputs = Dense(config.hidden_size, config.num_labels, self.shared)
+        self.post_init()
+
+    def call(
+        self,
+        input_ids: tf.Tensor | None = None,
+        attention_mask: tf.Tensor | None = None,
+        token_type_ids: tf.Tensor | None = None,
+        position_ids: tf.Tensor | None = None,
+        head_mask: tf.Tensor | None = None,
+        inputs_embeds: tf.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        start_positions: tf.Tensor | None = None,
+        end_positions: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> QuestionAnsweringOutput | tuple:
+        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
+
+        Args:
+            start_positions, end_positions: (B,) or (B, 1) first and last token of the answer; a position outside of
+                the tokens is left out. Both are needed for a loss.
+
+        Returns:
+            A `QuestionAnsweringOutput`; its loss is None without positions and NaN when all are left out.
+        """
+        record = self.roberta_prelayernorm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = tf.unstack(self.qa_outputs(record.last_hidden_state), axis=-1)  # each (B, T)
+        known = start_positions is not None and end_positions is not None
+        loss = self.own_loss((start_logits, end_logits), (start_positions, end_positions)) if known else None
+        output = QuestionAnsweringOutput(loss, start_logits, end_logits, record.hidden_states, record.attentions)
+        return self.returned(output, return_dict)
+
+    def own_loss(self, logits: tuple[tf.Tensor, tf.Tensor], labels: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """The loss that `fit` uses unless `compile` was given another."""
+        shapes = (logits[0].shape[0],), (logits[0].shape[0], 1)
+        positions = [self.ids(name, value, *shapes) for name, value in zip(self.label_names, labels, strict=True)]
+        return span(*logits, *positions)

@@ -36,6 +36,8 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
     base_model_prefix = schema.PREFIX
     framework = "tf"
     head: ClassVar[str]
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    logits_names: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(
         self, config: RobertaPreLayerNormConfig, *, seed: int | keras.random.SeedGenerator | None = None, **options: Any
@@ -218,22 +220,29 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         """The record for one batch; labels are left out."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(x, Mapping):
-            x = {name: value for name, value in x.items() if name != "labels"}
+            x = {name: value for name, value in x.items() if name not in self.label_names}
         return self(x, training=False)
 
     def labels_of(self, x: Any, y: Any) -> Any:
-        """The labels of one batch of `fit`."""
+        """The labels of one batch of `fit`: one tensor, or a tuple where the head has several; None without any."""
         source = x if y is None else y
-        return source.get("labels") if isinstance(source, Mapping) else y
+        if isinstance(source, Mapping):
+            labels = tuple(source.get(name) for name in self.label_names)
+        else:
+            labels = tuple(y) if isinstance(y, list | tuple) else (y,)
+        if any(label is None for label in labels):
+            return None
+        return labels if len(self.label_names) > 1 else labels[0]
 
-    def logits_of(self, y_pred: ModelOutput) -> tf.Tensor:
-        """The predictions of one batch of `fit`."""
-        if not isinstance(y_pred, ModelOutput) or "logits" not in y_pred:
+    def logits_of(self, y_pred: ModelOutput) -> Any:
+        """The predictions of one batch of `fit`, in the form of the labels."""
+        if not isinstance(y_pred, ModelOutput) or self.logits_names[0] not in y_pred:
             raise checks.InputError(
                 f"fit() and evaluate() need a model with a head that returns records, got {type(y_pred).__name__} from "
                 f"{type(self).__name__}: set return_dict=True in the config"
             )
-        return y_pred.logits
+        logits = tuple(y_pred[name] for name in self.logits_names)
+        return logits if len(logits) > 1 else logits[0]
 
 
 def is_sequence_of_inputs(value: Any) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from roberta_pln import backends, checkpoint, parity
 from tests.contract import (
     CONFIGS,
+    HEADS,
     INPUTS,
     load,
     precision,
@@ -34,15 +35,21 @@ pytestmark = pytest.mark.skipif(len(NAMES) < 2, reason="a comparison needs two b
 
 @cache
 def model(backend: str, changes: str, head: str):
+    return built(backend, CONFIGS[changes], head)
+
+
+def built(backend: str, changes: dict, head: str):
     with tempfile.TemporaryDirectory() as folder, precision(backend, "float64"):
-        path = random_checkpoint(Path(folder), tiny_config(**CONFIGS[changes]), head)
-        return load(backend, path, head)
+        return load(backend, random_checkpoint(Path(folder), tiny_config(**changes), head), head)
 
 
 def answer(backend: str, changes: str, head: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    probe = importlib.import_module(f"roberta_pln.{backend}.probe")
+    return run(backend, model(backend, changes, head), inputs)
+
+
+def run(backend: str, model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with precision(backend, "float64"):
-        return probe.run(model(backend, changes, head), inputs, gradients=True)
+        return importlib.import_module(f"roberta_pln.{backend}.probe").run(model, inputs, gradients=True)
 
 
 def failures(answers: dict[str, dict[str, np.ndarray]]) -> list[str]:
@@ -76,6 +83,15 @@ def test_every_config(head, changes):
         ids = inputs["input_ids"]
         inputs = {**inputs, "input_ids": np.where(ids == 1, 5, ids)}
     assert failures({backend: answer(backend, changes, head, inputs) for backend in NAMES}) == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head(name):
+    head, changes, inputs = HEADS[name]
+    answers = {backend: run(backend, built(backend, changes, head), inputs) for backend in NAMES}
+    assert ("loss" in answers[NAMES[0]]) == ("labels" in inputs or "start_positions" in inputs)
+    assert all(np.isfinite(value).all() for value in answers[NAMES[0]].values())
+    assert failures(answers) == []
 
 
 def test_answers_are_whole():

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,8 @@ class Backend:
         """
         if self.missing():
             raise BackendError(self.advice())
-        return importlib.import_module(f"roberta_pln.{self.name}")
+        with hushed():
+            return importlib.import_module(f"roberta_pln.{self.name}")
 
     def advice(self) -> str:
         """One line that says what is missing and how to get it."""
@@ -106,8 +108,29 @@ def choose(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def quiet() -> None:
-    """Keep the frameworks' start-up messages out of the output; call it before one is imported."""
+    """Keep the frameworks' messages out of the output; call it before one is imported."""
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep back what is written to the standard error stream, and write it after all if the block fails.
+
+    TensorFlow's libraries write there when they are loaded, whatever the log level.
+    """
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        stream = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(stream, kept.read())
+            raise
+        finally:
+            os.dup2(stream, 2)
+            os.close(stream)
 
 
 _QUIET: Final = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}

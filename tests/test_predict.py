@@ -22,8 +22,8 @@ def test_fill_mask(backend):
     tokens = found[0]["masks"][0]["tokens"]
     assert len(tokens) == 3
     assert tokens[0]["probability"] >= tokens[1]["probability"] > 0
-    assert tokens[0]["token"] == " said"
-    assert tokens[0]["text"] == "And God said unto Moses."
+    assert tokens[0]["token"] in (" said", " spake")
+    assert tokens[0]["text"] == f"And God{tokens[0]['token']} unto Moses."
     assert found[1]["masks"][1]["tokens"][0]["text"].startswith("The <mask> of the ")
 
 

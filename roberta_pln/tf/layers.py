@@ -5,7 +5,7 @@ compute dtype where it uses them, so that mixed-precision policies need no autoc
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,10 @@ class Module(keras.layers.Layer):
     def __init__(self, shared: Shared) -> None:
         super().__init__(dtype=shared.dtype, autocast=False)
         self.built = True
+
+    def add_weight(self, *args: Any, **options: Any) -> keras.Variable:
+        """A weight that reads in its own dtype everywhere."""
+        return super().add_weight(*args, autocast=False, **options)
 
 
 class Dense(Module):

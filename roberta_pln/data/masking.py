@@ -28,7 +28,7 @@ def mask_tokens(
     Every token that is not special is predicted with probability `rate`, independently of the others. If that picks
     none, one of them is picked uniformly, so a batch always has a label. A predicted token is then replaced:
 
-    - `"always"`: by `<mask>` (Wettig et al. 2023, "Should You Mask 15% in Masked Language Modeling?", section 5);
+    - `"always"`: by `<mask>` (Wettig et al. 2023, "Should You Mask 15% in Masked Language Modeling?");
     - `"80-10-10"`: by `<mask>` with probability 0.8, by a token drawn uniformly from the vocabulary less the special
       ids with probability 0.1, and kept otherwise (Devlin et al. 2019, section 3.1).
 

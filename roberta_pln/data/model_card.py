@@ -37,11 +37,12 @@ the most frequent token.
 
 `held_out.txt` holds the first two lines of every held-out document, and `card.json` the scores on them, under `sample`.
 
-`examples.json` holds {examples} held-out sentences with one word masked. A rule chose them, not their answers: of
-held-out documents at equal distances, the first line of {fewest} to {most} words; masked is, of its words of four or
-more small letters that are one token, the one nearest to the middle. The model's first guess is right in {right} of
-the {examples}, and the answer is among its first five guesses in {in_five}. The same rule gives {all_examples}
-sentences over all held-out documents: right in {all_right}, among the first five in {all_in_five}.
+`examples.json` holds {examples} held-out sentences with one word masked, chosen by a rule: of held-out documents at
+equal distances, the first line of {fewest} to {most} words; masked is, of its words of four or more small letters that
+are one token, the one nearest to the middle. (A first rule masked the last such word, which is the hardest place: few
+guesses were right there.) The model's first guess is right in {right} of the {examples}, and the answer is among its
+first five guesses in {in_five}. The same rule gives {all_examples} sentences over all held-out documents: right in
+{all_right}, among the first five in {all_in_five}.
 
 ## Training
 

@@ -16,6 +16,8 @@ Shape = tuple[int | None, ...]
 class InputError(ValueError):
     """A call's arguments break a rule; the message names the rule, the value seen and the remedy."""
 
+    _keras_call_info_injected = True  # tells Keras to leave the message as it is
+
 
 def one_of_ids_and_embeds(has_input_ids: bool, has_inputs_embeds: bool) -> None:
     """Exactly one of `input_ids` and `inputs_embeds` is needed."""

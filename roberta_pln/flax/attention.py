@@ -58,6 +58,8 @@ class MultiHeadAttention(Block):
     ) -> tuple[Array, Array | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = key_value
+        if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
+            bias = bias[:, jnp.asarray(self.kept_heads)]
         # No fused kernel beside this, as in PyTorch: XLA fuses what is compiled.
         attentions = self.combine(self.score(query, key), bias, head_mask, deterministic).astype(value.dtype)
         context = (attentions @ value).swapaxes(1, 2)  # (B, T, H, K)

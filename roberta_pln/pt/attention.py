@@ -53,6 +53,8 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = key_value
+        if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
+            bias = bias[:, self.kept_heads]
         if self.is_plain(query, head_mask, output_attentions):
             if bias is not None:  # clamped, since float32's minimum is infinite in bfloat16
                 bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)

@@ -56,6 +56,8 @@ class MultiHeadAttention(Module):
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = key_value
+        if bias is not None and bias.shape[1] not in (None, 1, self.num_heads):  # a pattern for each head, some pruned
+            bias = tf.gather(bias, self.kept_heads, axis=1)
         # TensorFlow has no fused kernel as PyTorch has; XLA fuses what it compiles.
         attentions = tf.cast(self.combine(self.score(query, key), bias, head_mask), value.dtype)  # (B, H, T, S)
         context = tf.transpose(attentions @ value, (0, 2, 1, 3))  # (B, T, H, K)

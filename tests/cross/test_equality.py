@@ -85,6 +85,12 @@ def test_every_config(head, changes):
     assert failures({backend: answer(backend, changes, head, inputs) for backend in NAMES}) == []
 
 
+@pytest.mark.parametrize("name", ["a mask of four axes", "a head mask"])
+def test_pruned_heads_take_masks_in_the_original_numbering(name):
+    inputs = INPUTS[name]
+    assert failures({backend: answer(backend, "pruned heads", "Model", inputs) for backend in NAMES}) == []
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head(name):
     head, changes, inputs = HEADS[name]

@@ -1,5 +1,7 @@
 """Bad input is the same error with the same words in every backend, before any wrong number is returned."""
 
+import os
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -105,8 +107,9 @@ def model(backend: str):
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(backend, name):
     arguments, message = CALLS[name]
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as refused:
         model(backend)(**{"input_ids": None, **arguments})
+    assert re.match(message, str(refused.value))  # from its first word on: no framework adds its own
 
 
 @pytest.mark.parametrize("backend", backends.installed())
@@ -177,8 +180,6 @@ def test_a_missing_directory(backend, tmp_path):
 
 @pytest.mark.parametrize("backend", backends.installed())
 def test_a_failed_save_leaves_the_old_files_whole(backend, tmp_path, monkeypatch):
-    import os
-
     random_checkpoint(tmp_path, tiny_config(), "ForMaskedLM")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 

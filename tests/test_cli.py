@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,9 @@ from roberta_pln import backends
 from roberta_pln.cli import main
 from roberta_pln.demo import ASSET
 from tests.contract import random_checkpoint, tiny_config
+
+ROOT = Path(__file__).parent.parent
+STAMP = Path(sys.prefix) / "installed"
 
 TWO = backends.installed()[:2]
 needs_two = pytest.mark.skipif(len(TWO) < 2, reason="a comparison needs two backends")
@@ -31,6 +36,19 @@ def test_demo():
         assert title in done.stdout
         assert title in done.stderr  # progress
     assert not {"oneDNN", "cuda", "WARNING", "Warning"} & set((done.stdout + done.stderr).replace(":", " ").split())
+
+
+@pytest.mark.skipif(not STAMP.is_file(), reason="the environment was not made by scripts/test")
+def test_the_script_of_the_demo(tmp_path):
+    """scripts/demo as it is, on the environment of scripts/test: both install in the same way."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv-demo").symlink_to(sys.prefix)
+    done = subprocess.run([tmp_path / "scripts" / "demo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Everything holds.\n")
+    assert "Installing" not in done.stderr
 
 
 def test_demo_goes_on_without_a_backend(tmp_path):

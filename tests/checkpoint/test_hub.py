@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from roberta_pln import checkpoint
+from roberta_pln import backends, checkpoint
 from roberta_pln.checkpoint import FILES, hub
+from roberta_pln.demo import ASSET
 from tests.contract import random_tensors, tiny_config
 
 CONFIG = tiny_config(hidden_size=8, intermediate_size=12)
@@ -109,17 +110,21 @@ for function, path, options in json.loads(sys.argv[1]):
 """
 
 
+def on_the_server(server, folder):
+    """The environment of a process whose hub is the server."""
+    proxies = {name: "" for proxy in ("http_proxy", "https_proxy", "all_proxy") for name in (proxy, proxy.upper())}
+    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(folder / "home")}
+    return {**os.environ, **proxies, **endpoint}
+
+
 @pytest.fixture
 def look_up(server, tmp_path):
     """Looks up in a process of its own, since the hub's library reads the environment at import."""
 
     def look_up(*calls, **environment):
-        for proxy in ("http_proxy", "https_proxy", "all_proxy"):
-            environment |= {proxy: "", proxy.upper(): ""}
-        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
         run = subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps(calls)],
-            env={**os.environ, **environment},
+            env={**on_the_server(server, tmp_path), **environment},
             capture_output=True,
             text=True,
             check=True,
@@ -228,3 +233,20 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"roberta_pln\[hub\]"):
         hub.find_checkpoint("me/safe")
+
+
+@pytest.mark.parametrize("backend", backends.installed())
+def test_a_model_and_its_tokenizer_by_hub_id(server, backend, tmp_path):
+    """The shipped checkpoint, fetched from the server, fills a mask as it does from its folder."""
+    pytest.importorskip("tokenizers")
+    for path in ASSET.iterdir():
+        server.files["me/kjv", "a" * 40, path.name] = path.read_bytes()
+    command = [sys.executable, "-m", "roberta_pln.cli", "predict", "--text", "And God <mask> unto Moses."]
+    command += ["--backend", backend, "--top", "1"]
+    environment = on_the_server(server, tmp_path)
+    found, expected = (
+        subprocess.run([*command, path], env=environment, capture_output=True, text=True, check=True).stdout
+        for path in ("me/kjv", str(ASSET))
+    )
+    assert json.loads(found) == json.loads(expected)
+    assert ("GET", "me/kjv", "main", "tokenizer.json") in server.seen

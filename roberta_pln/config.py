@@ -115,6 +115,9 @@ class RobertaPreLayerNormConfig:
         if "torch_dtype" in kwargs:  # the name that this key had before transformers 4.56
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         num_labels = kwargs.pop("num_labels", None)
+        names = kwargs.get("id2label")
+        if num_labels is not None and names is not None and len(names) != num_labels:
+            raise ConfigError(f"num_labels is {num_labels}, but id2label has {len(names)} names: give one of the two")
         extra = dict(kwargs.pop("extra", {}))
         for item in fields(self):
             if item.name != "extra":

@@ -118,8 +118,14 @@ def test_bad_values_are_named(changes, message):
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError, match=r"hidden_act.*; .*hidden size|vocab_size.*; .*hidden_act"):
+    with pytest.raises(ConfigError, match=r"invalid config: vocab_size must be .*; hidden_act must be"):
         RobertaPreLayerNormConfig(vocab_size=-1, hidden_act="none")
+
+
+def test_labels_that_disagree():
+    with pytest.raises(ConfigError, match="num_labels is 3, but id2label has 2 names: give one of the two"):
+        RobertaPreLayerNormConfig(num_labels=3, id2label={0: "no", 1: "yes"})
+    assert RobertaPreLayerNormConfig(num_labels=2, id2label={0: "no", 1: "yes"}).label2id == {"no": 0, "yes": 1}
 
 
 def test_bad_files_are_named(tmp_path):

@@ -173,7 +173,7 @@ class RobertaPreLayerNormConfig:
 
     def replace(self, **changes: Any) -> RobertaPreLayerNormConfig:
         """A copy with some fields changed, checked again."""
-        return type(self).from_dict({**self._values(), **changes})
+        return type(self).from_dict(self._values(), **changes)
 
     # ------------------------------------------------------------------ JSON
 
@@ -204,11 +204,12 @@ class RobertaPreLayerNormConfig:
                 f"model_type must be {cls.model_type!r}, got {model_type!r}: this config describes another "
                 f"architecture. If the weights are RoBERTa-PreLayerNorm, set model_type to {cls.model_type!r}"
             )
-        merged = {**values, **overrides}
-        if "num_labels" in overrides:
-            merged.pop("id2label", None)
-            merged.pop("label2id", None)
-        return cls(**merged)
+        kept = dict(values)
+        if "id2label" in overrides:
+            kept.pop("label2id", None)  # the inverse of other names
+        elif "num_labels" in overrides and overrides["num_labels"] != len(kept.get("id2label", ())):
+            kept = {name: value for name, value in kept.items() if name not in ("id2label", "label2id")}
+        return cls(**{**kept, **overrides})
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str], **overrides: Any) -> RobertaPreLayerNormConfig:

@@ -87,6 +87,9 @@ def test_num_labels():
     named = RobertaPreLayerNormConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}})
     assert (named.num_labels, named.id2label[2]) == (3, "c")
     assert RobertaPreLayerNormConfig.from_dict(named.to_dict(), num_labels=5).num_labels == 5
+    assert named.replace(id2label={0: "x", 1: "y"}).label2id == {"x": 0, "y": 1}
+    assert named.replace(num_labels=5).label2id["LABEL_4"] == 4
+    assert named.replace(num_labels=3).id2label == named.replace(hidden_act="relu").id2label
 
 
 @pytest.mark.parametrize(

@@ -163,14 +163,14 @@ def attention_bias(mask: Array | None, queries: int, keys: int, causal: bool, dt
         dtype: the dtype of the scores.
 
     Returns:
-        An array that broadcasts to (B, H, T, S), or None when every query sees every key.
+        An array of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
     """
     keep = None
     if mask is not None:
         keep = mask.astype(jnp.int32) > 0
-        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[mask.ndim](keep)
+        keep = keep[:, None, None] if mask.ndim == 2 else keep[:, None] if mask.ndim == 3 else keep
     if causal and (mask is None or mask.ndim == 2):
-        seen = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+        seen = jnp.tril(jnp.ones((1, 1, queries, keys), bool), keys - queries)
         keep = seen if keep is None else keep & seen
     if keep is None:
         return None

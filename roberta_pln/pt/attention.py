@@ -171,14 +171,14 @@ def attention_bias(
         device: where to build a causal pattern.
 
     Returns:
-        A tensor that broadcasts to (B, H, T, S), or None when every query sees every key.
+        A tensor of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
     """
     keep = None
     if mask is not None:
         keep = mask.long() > 0
-        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[mask.ndim](keep)
+        keep = keep[:, None, None] if mask.ndim == 2 else keep[:, None] if mask.ndim == 3 else keep
     if causal and (mask is None or mask.ndim == 2):
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         keep = seen if keep is None else keep & seen
     if keep is None:
         return None

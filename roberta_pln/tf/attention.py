@@ -168,13 +168,13 @@ def attention_bias(
         dtype: the dtype of the scores.
 
     Returns:
-        A tensor that broadcasts to (B, H, T, S), or None when every query sees every key.
+        A tensor of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
     """
     keep = None
     if mask is not None:
         keep = tf.cast(mask, tf.int64) > 0
-        keep = {2: lambda m: m[:, None, None, :], 3: lambda m: m[:, None], 4: lambda m: m}[len(mask.shape)](keep)
+        keep = keep[:, None, None] if len(mask.shape) == 2 else keep[:, None] if len(mask.shape) == 3 else keep
     if causal and (mask is None or len(mask.shape) == 2):
-        seen = tf.range(keys)[None, :] <= tf.range(keys - queries, keys)[:, None]
+        seen = (tf.range(keys)[None, :] <= tf.range(keys - queries, keys)[:, None])[None, None]  # (1, 1, T, S)
         keep = seen if keep is None else keep & seen
     return None if keep is None else tf.where(keep, tf.zeros((), dtype), dtype.min)

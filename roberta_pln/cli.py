@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from roberta_pln import __version__, backends
 from roberta_pln.config import DTYPES
@@ -81,7 +78,7 @@ def verify(options: argparse.Namespace) -> int:
     """Compare backends."""
     from roberta_pln import parity
 
-    inputs = None if options.text is None else masked(options.path, list(_lines(options.text)))
+    inputs = None if options.text is None else parity.text_inputs(options.path, list(_lines(options.text)))
     reports = parity.compare_all(options.path, options.backends, inputs, options.dtype, progress=_progress)
     print("Largest differences (gradients: relative to each gradient's largest entry; ! marks what is above tolerance)")
     for report in reports:
@@ -109,22 +106,6 @@ def _lines(path: Path) -> Iterator[str]:
         for line in file:
             if line.strip():
                 yield line.rstrip("\n")
-
-
-def masked(path: str | os.PathLike[str], texts: list[str]) -> dict[str, np.ndarray]:
-    """The lines as one padded batch with 40 % of its tokens masked, always in the same places."""
-    from roberta_pln.checkpoint import hub
-    from roberta_pln.data.masking import mask_tokens
-    from roberta_pln.tokenizer import Tokenizer
-
-    if not texts:
-        raise ValueError("the text file must hold at least one line that is not blank")
-    tokenizer = Tokenizer.from_pretrained(hub.find_checkpoint(path))
-    batch = tokenizer(texts)
-    input_ids, labels = mask_tokens(
-        batch["input_ids"], np.random.default_rng(0), 0.4, tokenizer.mask_token_id, tokenizer.special_ids
-    )
-    return {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "labels": labels}
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def main(show: Show = print) -> bool:
     show("\nLargest difference between two backends (gradients: relative to each gradient's largest entry)")
     if len(names) < 2:
         show("  needs two backends")
-    for position, dtype in enumerate(DTYPES if len(names) > 1 else ()):
-        pair = {name: found[position] for name, found in answers.items()}
-        report = parity.Report(str(ASSET), HEAD, names, dtype, tuple(parity.differences(pair, dtype)))
+    for report in parity.reports(ASSET, HEAD, DTYPES, answers) if len(names) > 1 else ():
         show("\n".join("  " + line for line in report.table().splitlines()))
         passed = passed and report.passed
     show("\nEverything holds." if passed else "\nSomething differs: see the lines marked with ! above.")

@@ -18,6 +18,8 @@ from roberta_pln import schema
 from roberta_pln.backends import BACKENDS, Arrays, Request
 from roberta_pln.checkpoint import hub
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.data.masking import mask_tokens
+from roberta_pln.tokenizer import Tokenizer
 
 TOLERANCES: Final = {"float64": 1e-12, "float32": 2e-5, "float16": 0.05, "bfloat16": 0.4}
 """Largest difference of an output between two backends, for each unit of that output's largest entry (at least 1).
@@ -181,9 +183,25 @@ def compare_all(
     for name in names:
         progress(f"{BACKENDS[name].title}: {', '.join(dtypes)}")
         answers[name] = processes.run(name, requests)
+    return reports(path, head, dtypes, answers)
+
+
+def reports(
+    path: str | os.PathLike[str], head: str, dtypes: Sequence[str], answers: Mapping[str, Sequence[Arrays]]
+) -> list[Report]:
+    """A report for each dtype.
+
+    Args:
+        path: the checkpoint.
+        head: the head that ran.
+        dtypes: what was computed in.
+        answers: for each backend what it returned, an item for each dtype.
+    """
     return [
-        Report(str(path), head, names, dtype, tuple(differences({n: answers[n][i] for n in names}, dtype)))
-        for i, dtype in enumerate(dtypes)
+        Report(
+            str(path), head, tuple(answers), dtype, tuple(differences(dict(zip(answers, found, strict=True)), dtype))
+        )
+        for dtype, *found in zip(dtypes, *answers.values(), strict=True)
     ]
 
 
@@ -194,19 +212,16 @@ def differences(answers: Mapping[str, Arrays], dtype: str) -> Iterable[Differenc
     of a row, so the bias of the keys has none, nor have the biases behind the scores of question answering and
     multiple choice. A gradient that is noise on both sides is measured against the model's largest gradient.
     """
-    largest = {
-        side: max((_largest(array) for name, array in found.items() if _is_gradient(name)), default=0.0)
+    magnitudes = {
+        side: {name: _largest(array) for name, array in found.items() if _is_gradient(name)}
         for side, found in answers.items()
     }
+    largest = {side: max(found.values(), default=0.0) for side, found in magnitudes.items()}
     for left, right in itertools.combinations(answers, 2):
         for name in dict.fromkeys((*answers[left], *answers[right])):
-            ours, theirs = answers[left].get(name), answers[right].get(name)
-            noise = _is_gradient(name) and all(
-                array is not None and _largest(array) <= NOISE[dtype] * largest[side]
-                for side, array in ((left, ours), (right, theirs))
-            )
+            noise = all(magnitudes[side].get(name, np.inf) <= NOISE[dtype] * largest[side] for side in (left, right))
             least = max(largest[left], largest[right]) if noise else 0.0
-            yield difference(name, left, right, dtype, ours, theirs, least)
+            yield difference(name, left, right, dtype, answers[left].get(name), answers[right].get(name), least)
 
 
 def _is_gradient(name: str) -> bool:
@@ -269,13 +284,32 @@ def random_inputs(
     return inputs
 
 
-def save_json(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
+def text_inputs(path: str | os.PathLike[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Lines of text as one padded batch with 40 % of the tokens masked, always the same ones, and their labels.
+
+    Args:
+        path: a checkpoint with its tokenizer: a directory or a hub id.
+        texts: at least one.
+
+    Raises:
+        FileNotFoundError: when there is no tokenizer.
+        ValueError: when there is no text.
+    """
+    tokenizer = Tokenizer.from_pretrained(hub.find_checkpoint(path))
+    batch = tokenizer(texts)
+    input_ids, labels = mask_tokens(
+        batch["input_ids"], np.random.default_rng(0), 0.4, tokenizer.mask_token_id, tokenizer.special_ids
+    )
+    return {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "labels": labels}
+
+
+def save_json(found: Sequence[Report], path: str | os.PathLike[str]) -> None:
     """Write reports as JSON."""
-    text = json.dumps([report.to_dict() for report in reports], indent=2)
+    text = json.dumps([report.to_dict() for report in found], indent=2)
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def save_plot(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
+def save_plot(found: Sequence[Report], path: str | os.PathLike[str]) -> None:
     """Draw the largest differences by layer, a line for each pair of backends and dtype, on a logarithmic scale.
 
     Raises:
@@ -289,7 +323,7 @@ def save_plot(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for report, style in zip(reports, itertools.cycle(("-", "--", ":")), strict=False):
+    for report, style in zip(found, itertools.cycle(("-", "--", ":")), strict=False):
         for colour, (left, right) in enumerate(itertools.combinations(report.backends, 2)):
             rows = [d for d in report.differences if (d.left, d.right) == (left, right)]
             points = [d for d in rows if not d.name.startswith("gradient.") and d.name not in ("loss", "pooler_output")]

@@ -26,6 +26,7 @@ EXTRA = {
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
         "Layer.output",
         "RobertaPreLayerNormModel.get_config",  # what Keras needs to construct a model again
+        "base_model",  # a model inside a model shares its policy and generator, and is initialised by the outer one
         # What fit() uses, in a method of its own.
         *(f"RobertaPreLayerNorm{head}.own_loss" for head in schema.HEADS),
     },

@@ -38,12 +38,15 @@ def get(params: Mapping[str, Any], path: Path) -> Array:
     return params
 
 
+def shape_of(parameter: Parameter) -> tuple[int, ...]:
+    """The shape of the framework's array of a parameter."""
+    return parameter.shape[::-1] if parameter.leaf.transposed else parameter.shape
+
+
 def shapes(model: Model) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shape and type of the array at each path, as the schema says."""
     return {
-        owner(model, parameter): jax.ShapeDtypeStruct(
-            parameter.shape[::-1] if parameter.leaf.transposed else parameter.shape, model.param_dtype
-        )
+        owner(model, parameter): jax.ShapeDtypeStruct(shape_of(parameter), model.param_dtype)
         for parameter in model.parameters_of_schema.values()
     }
 
@@ -67,8 +70,7 @@ def initialize(model: Model, parameters: Iterable[Parameter], rng: Array) -> dic
     """
     fresh = {}
     for parameter in parameters:
-        path = owner(model, parameter)
-        shape = shapes(model)[path].shape
+        shape = shape_of(parameter)
         if parameter.initializer == "normal":
             key = jax.random.fold_in(rng, np.uint32(zlib.crc32(parameter.name.encode())))
             array = normal(key, model.config.initializer_range, shape, model.param_dtype)
@@ -76,7 +78,7 @@ def initialize(model: Model, parameters: Iterable[Parameter], rng: Array) -> dic
             array = jnp.full(shape, 1.0 if parameter.initializer == "ones" else 0.0, model.param_dtype)
         if parameter.module.padding:
             array = array.at[model.config.pad_token_id].set(0)
-        fresh[path] = array
+        fresh[owner(model, parameter)] = array
     return fresh
 
 

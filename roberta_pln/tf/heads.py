@@ -24,6 +24,14 @@ from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
 
+def base_model(config: RobertaPreLayerNormConfig, shared: Shared, add_pooling_layer: bool) -> RobertaPreLayerNormModel:
+    """The base model of a head, which the head initialises with the rest."""
+    with weights.left_blank():
+        return RobertaPreLayerNormModel(
+            config, add_pooling_layer=add_pooling_layer, seed=shared.seed_generator, dtype=shared.dtype
+        )
+
+
 class LMHead(Module):
     """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder is the word table unless untied."""
 
@@ -58,10 +66,7 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
 
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=False)
         self.lm_head = LMHead(config, self.shared)
         self.post_init()
 
@@ -133,10 +138,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
 
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=False)
         self.lm_head = LMHead(config, self.shared)
         self.post_init()
 
@@ -221,10 +223,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
 
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=False)
         self.classifier = ClassificationHead(config, self.shared)
         self.post_init()
 
@@ -291,10 +290,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
 
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=True)
         self.dropout = Dropout(config.hidden_dropout_prob, self.shared)
         self.classifier = Dense(config.hidden_size, 1, self.shared)
         self.post_init()
@@ -376,10 +372,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
 
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=False)
         self.dropout = classifier_dropout(config, self.shared)
         self.classifier = Dense(config.hidden_size, config.num_labels, self.shared)
         self.post_init()
@@ -443,10 +436,7 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
     def __init__(self, config: RobertaPreLayerNormConfig, **options: Any) -> None:
         super().__init__(config, **options)
         checks.two_labels(config)
-        with weights.left_blank():
-            self.roberta_prelayernorm = RobertaPreLayerNormModel(
-                config, add_pooling_layer=False, seed=self.seed_generator, dtype=self.dtype_policy
-            )
+        self.roberta_prelayernorm = base_model(config, self.shared, add_pooling_layer=False)
         self.qa_outputs = Dense(config.hidden_size, config.num_labels, self.shared)
         self.post_init()
 

@@ -6,10 +6,10 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from roberta_pln import numerics
 
@@ -47,8 +47,9 @@ class RobertaPreLayerNormConfig:
     """Heads of every attention."""
     intermediate_size: int = 3072
     """Width of the feed-forward block."""
-    hidden_act: str = "gelu"
-    """Activation of the feed-forward block, a name from `numerics.ACTIVATIONS`; `gelu` is the exact (erf) form."""
+    hidden_act: str | Callable[[Any], Any] = "gelu"
+    """Activation of the feed-forward block: a name from `numerics.ACTIVATIONS` (`gelu` is the exact, erf form), or a
+    function of one tensor of the backend in use that keeps the shape. A config with a function cannot be saved."""
     hidden_dropout_prob: float = 0.1
     """Dropout rate on the embeddings and on every residual branch, in [0, 1]."""
     attention_probs_dropout_prob: float = 0.1
@@ -157,6 +158,16 @@ class RobertaPreLayerNormConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def activated_size(self) -> int:
+        """Width of the feed-forward block behind its activation, half of it for `glu`."""
+        return self.intermediate_size // 2 if self.hidden_act == "glu" else self.intermediate_size
+
+    def kept_heads(self, layer: int) -> list[int]:
+        """The heads that a layer's self-attention has, in the original numbering; pruning leaves gaps."""
+        pruned = self.pruned_heads.get(layer, [])
+        return [head for head in range(self.num_attention_heads) if head not in pruned]
+
+    @property
     def max_sequence_length(self) -> int:
         """Longest sequence that the position table can number."""
         return self.max_position_embeddings - self.pad_token_id - 1
@@ -178,7 +189,16 @@ class RobertaPreLayerNormConfig:
     # ------------------------------------------------------------------ JSON
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`: the eighteen positional keys, and every other key that is not the default."""
+        """The content of `config.json`: the eighteen positional keys, and every other key that is not the default.
+
+        Raises:
+            ConfigError: when `hidden_act` is a function, which no file can hold.
+        """
+        if callable(self.hidden_act):
+            raise ConfigError(
+                f"hidden_act must be a name for the config to be written, got {self.hidden_act!r}: set it to the one "
+                f"of {', '.join(numerics.ACTIVATIONS)} that computes the same, or give the function again after loading"
+            )
         default = type(self)()
         values = {
             name: value
@@ -262,6 +282,18 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+def refuse_activation(value: Any) -> NoReturn:
+    """Refuse a layer as `hidden_act`.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "hidden_act must be a function without weights of its own, since no checkpoint would hold them, got "
+        f"{value!r}; the activations that learn are 'prelu' and 'xielu', by name"
+    )
+
+
 def _default(item: Any) -> Any:
     return item.default if item.default_factory is MISSING else item.default_factory()
 
@@ -280,6 +312,7 @@ def _problems(config: RobertaPreLayerNormConfig) -> list[str]:
         *(_size(config, name, 0) for name in _NON_NEGATIVE),
         *(_rate(config, name) for name in _RATES),
         *(_choice(config, name, allowed) for name, allowed in _CHOICES.items()),
+        _activation(config),
         _heads(config),
         _positions(config),
         _cross_attention(config),
@@ -306,6 +339,16 @@ def _choice(config: RobertaPreLayerNormConfig, name: str, allowed: tuple[str | N
     if value in allowed:
         return ""
     return f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
+
+
+def _activation(config: RobertaPreLayerNormConfig) -> str:
+    value = config.hidden_act
+    if isinstance(value, type) or not (value in numerics.ACTIVATIONS or callable(value)):
+        names = ", ".join(numerics.ACTIVATIONS)
+        return f"hidden_act must be one of {names}, or a function of one tensor, got {value!r}"
+    if value == "glu" and not _size(config, "intermediate_size", 1) and config.intermediate_size % 2:
+        return f"intermediate_size must be even for hidden_act 'glu', which halves it, got {config.intermediate_size}"
+    return ""
 
 
 def _heads(config: RobertaPreLayerNormConfig) -> str:
@@ -354,7 +397,6 @@ _POSITIVE = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_s
 _NON_NEGATIVE = ("num_hidden_layers", "max_position_embeddings", "pad_token_id", "chunk_size_feed_forward")
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "hidden_act": numerics.ACTIVATIONS,
     "position_embedding_type": POSITION_EMBEDDING_TYPES,
     "problem_type": PROBLEM_TYPES,
 }

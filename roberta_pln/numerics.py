@@ -31,10 +31,12 @@ ACTIVATIONS: Final = (
     "gelu_python",
     "gelu_python_tanh",
     "gelu_pytorch_tanh",
+    "glu",
     "laplace",
     "leaky_relu",
     "linear",
     "mish",
+    "prelu",
     "quick_gelu",
     "relu",
     "relu2",
@@ -43,8 +45,10 @@ ACTIVATIONS: Final = (
     "silu",
     "swish",
     "tanh",
+    "xielu",
 )
-"""Names of the activations. Each backend's `activations.py` has one function under each name:
+"""Names of the activations. Each backend's `activations.py` has a function, or for `prelu` and `xielu` a module with
+parameters of its own in every layer, under each name:
 
 | name | value at x |
 |---|---|
@@ -53,13 +57,19 @@ ACTIVATIONS: Final = (
   `gelu_pytorch_tanh`, `gelu_python_tanh` | 0.5 x (1 + tanh(sqrt(2/pi) (x + GELU_CUBIC x^3))) |
 | `gelu_10` | the exact form, clipped to [-10, 10] |
 | `quick_gelu` | x sigmoid(QUICK_GELU_SCALE x) |
+| `glu` | a sigmoid(b), where a and b are the two halves of x along its last axis: half as many numbers |
 | `laplace` | 0.5 (1 + erf((x - LAPLACE_MEAN) / (LAPLACE_STD sqrt(2)))) |
 | `leaky_relu` | x, or LEAKY_RELU_SLOPE x below zero |
 | `linear` | x |
 | `mish` | x tanh(log(1 + exp(x))) |
+| `prelu` | x, or w x below zero; the parameter w is PRELU_START at first |
 | `relu`, `relu2`, `relu6` | max(x, 0), its square, its minimum with 6 |
 | `sigmoid`, `tanh` | the functions of that name |
 | `silu`, `swish` | x sigmoid(x) |
+| `xielu` | a x^2 + XIELU_BETA x, or b (exp(x) - 1 - x) + XIELU_BETA x below zero, where a = log(1 + exp(alpha_p)) and \
+  b = XIELU_BETA + log(1 + exp(alpha_n)) of two parameters, which are such that a = b = 0.8 at first |
+
+At a kink the derivative is zero for `relu` and `relu6`, and the one from below for the others.
 """
 
 GELU_CUBIC: Final = 0.044715
@@ -68,6 +78,10 @@ QUICK_GELU_SCALE: Final = 1.702
 LAPLACE_MEAN: Final = 0.707107
 LAPLACE_STD: Final = 0.282095
 LEAKY_RELU_SLOPE: Final = 0.01
+PRELU_START: Final = 0.25
+XIELU_BETA: Final = 0.5
+XIELU_START_P: Final = math.log(math.expm1(0.8))
+XIELU_START_N: Final = math.log(math.expm1(0.8 - XIELU_BETA))
 
 
 def objective_weights(shape: tuple[int, ...]) -> np.ndarray:

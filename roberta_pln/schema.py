@@ -6,14 +6,15 @@ loading, saving, conversion and tests read this table; nothing else lists parame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from roberta_pln import numerics
 from roberta_pln.config import RobertaPreLayerNormConfig
 
-Kind = Literal["table", "dense", "projection", "norm", "bias"]
-Initializer = Literal["normal", "zeros", "ones"]
+Kind = Literal["table", "dense", "projection", "norm", "bias", "prelu", "xielu"]
+Initializer = float | Literal["normal"]
 
 PREFIX: Final = "roberta_prelayernorm"
 """Attribute of every head that holds the base model, and first component of the base model's names on disk."""
@@ -40,22 +41,34 @@ class Leaf:
     Attributes:
         name: canonical name, which is PyTorch's.
         tf, flax: name in the other two.
+        initializer: how a fresh one is filled: with this number, or for `normal` with draws from a normal distribution
+            whose standard deviation is `initializer_range`.
         transposed: whether those two hold the transpose.
     """
 
     name: str
     tf: str
     flax: str
+    initializer: Initializer
     transposed: bool = False
 
 
 LEAVES: Final[dict[Kind, tuple[Leaf, ...]]] = {
-    "table": (Leaf("weight", "embeddings", "embedding"),),
-    "dense": (Leaf("weight", "kernel", "kernel", transposed=True), Leaf("bias", "bias", "bias")),
-    "projection": (Leaf("weight", "kernel", "kernel", transposed=True),),
-    "norm": (Leaf("weight", "gamma", "scale"), Leaf("bias", "beta", "bias")),
-    "bias": (Leaf("bias", "bias", "bias"),),
+    "table": (Leaf("weight", "embeddings", "embedding", "normal"),),
+    "dense": (Leaf("weight", "kernel", "kernel", "normal", transposed=True), Leaf("bias", "bias", "bias", 0.0)),
+    "projection": (Leaf("weight", "kernel", "kernel", "normal", transposed=True),),
+    "norm": (Leaf("weight", "gamma", "scale", 1.0), Leaf("bias", "beta", "bias", 0.0)),
+    "bias": (Leaf("bias", "bias", "bias", 0.0),),
+    "prelu": (Leaf("weight", "alpha", "negative_slope", numerics.PRELU_START),),
+    "xielu": (
+        Leaf("alpha_p", "alpha_p", "alpha_p", numerics.XIELU_START_P),
+        Leaf("alpha_n", "alpha_n", "alpha_n", numerics.XIELU_START_N),
+    ),
 }
+
+XIELU_CONSTANTS: Final = {"beta": numerics.XIELU_BETA, "eps": -1e-6}
+"""What transformers keeps and saves beside the parameters of `xielu`, as tensors without axes. It replaces inputs
+between eps and zero by eps where it takes their exponential, for the sake of its CUDA kernel; nothing here does."""
 
 Condition = Callable[[RobertaPreLayerNormConfig, str], bool]
 
@@ -75,6 +88,11 @@ def cross(config: RobertaPreLayerNormConfig, head: str) -> bool:
     return config.add_cross_attention
 
 
+def acts(name: str) -> Condition:
+    """Models with that activation have it."""
+    return lambda config, head: config.hidden_act == name
+
+
 def in_heads(*heads: str) -> Condition:
     """The named heads have it."""
     return lambda config, head: head in heads
@@ -92,8 +110,8 @@ class Module:
     Attributes:
         name: attribute path in every backend.
         kind: which arrays it holds, see `LEAVES`.
-        axes: sizes as the names of config fields (or products of them, see `_size`); for dense modules and
-            projections (out, in).
+        axes: sizes as the names of config fields and properties (or what `_size` makes of them); for dense modules
+            and projections (out, in).
         when: whether a config's head has it.
         padding: whether row `pad_token_id` is zero at first and gets no gradient from lookups.
     """
@@ -129,7 +147,9 @@ MODULES: Final[tuple[Module, ...]] = (
     *_attention(f"{LAYER}.crossattention", cross),
     Module(f"{LAYER}.intermediate.LayerNorm", "norm", ("hidden_size",)),
     Module(f"{LAYER}.intermediate.dense", "dense", ("intermediate_size", "hidden_size")),
-    Module(f"{LAYER}.output.dense", "dense", ("hidden_size", "intermediate_size")),
+    Module(f"{LAYER}.intermediate.intermediate_act_fn", "prelu", ("one",), acts("prelu")),
+    Module(f"{LAYER}.intermediate.intermediate_act_fn", "xielu", ("one",), acts("xielu")),
+    Module(f"{LAYER}.output.dense", "dense", ("hidden_size", "activated_size")),
     Module(f"{PREFIX}.LayerNorm", "norm", ("hidden_size",)),
     Module(f"{PREFIX}.pooler.dense", "dense", ("hidden_size", "hidden_size"), in_heads(*POOLED_HEADS)),
     Module("lm_head.dense", "dense", ("hidden_size", "hidden_size"), in_heads(*LM_HEADS)),
@@ -159,14 +179,17 @@ class Parameter:
         shape: canonical shape, which is PyTorch's.
         module: the row it comes from.
         leaf: which array of that module.
-        initializer: how a fresh one is filled; `normal` has standard deviation `initializer_range`.
     """
 
     name: str
     shape: tuple[int, ...]
     module: Module
     leaf: Leaf
-    initializer: Initializer
+
+    @property
+    def initializer(self) -> Initializer:
+        """How a fresh one is filled, see `Leaf`."""
+        return self.leaf.initializer
 
     @property
     def size(self) -> int:
@@ -201,9 +224,24 @@ def expand(config: RobertaPreLayerNormConfig, head: str, add_pooling_layer: bool
                 shape=shape if leaf.name == "weight" and module.kind != "norm" else shape[:1],
                 module=module,
                 leaf=leaf,
-                initializer=_initializer(module.kind, leaf),
             )
     return parameters
+
+
+def select(parameters: Mapping[str, Parameter], paths: Iterable[str]) -> list[Parameter]:
+    """The parameters at or below some paths, such as `roberta_prelayernorm.embeddings` or `lm_head`.
+
+    Raises:
+        ValueError: when a path leads to no parameter.
+    """
+    chosen: dict[str, Parameter] = {}
+    for start in paths:
+        found = {name: value for name, value in parameters.items() if f"{name}.".startswith(f"{start}.")}
+        if not found:
+            modules = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+            raise ValueError(f"no parameter is at or below {start!r}; give paths of canonical names, below {modules}")
+        chosen |= found
+    return list(chosen.values())
 
 
 def path(name: str, head: str) -> str:
@@ -222,6 +260,17 @@ def ties(config: RobertaPreLayerNormConfig, head: str) -> dict[str, str]:
     if head not in LM_HEADS:
         return {}
     return {alias: name for alias, name in TIES.items() if config.tie_word_embeddings or alias.endswith(".bias")}
+
+
+def constants(config: RobertaPreLayerNormConfig) -> dict[str, float]:
+    """Numbers that are no parameters, by the names under which PyTorch's files hold them beside the parameters."""
+    if config.hidden_act != "xielu":
+        return {}
+    return {
+        f"{LAYER.format(i=i)}.intermediate.intermediate_act_fn.{leaf}": value
+        for i in range(config.num_hidden_layers)
+        for leaf, value in XIELU_CONSTANTS.items()
+    }
 
 
 def head_of(architectures: list[str] | None) -> str | None:
@@ -266,9 +315,3 @@ def _size(config: RobertaPreLayerNormConfig, axis: str, name: str) -> int:
 def _pruned(config: RobertaPreLayerNormConfig, name: str) -> list[int]:
     layer = int(name.removeprefix(f"{PREFIX}.encoder.layer.").split(".")[0])
     return config.pruned_heads.get(layer, [])
-
-
-def _initializer(kind: Kind, leaf: Leaf) -> Initializer:
-    if leaf.name == "bias":
-        return "zeros"
-    return "ones" if kind == "norm" else "normal"

@@ -12,6 +12,9 @@ from roberta_pln.config import RobertaPreLayerNormConfig
 
 DATA = Path(__file__).parent / "data"
 
+FORMATS = tuple(format for format in checkpoint.FORMATS if format != "fairseq")
+"""The formats that hold every model."""
+
 TINY = dict(
     vocab_size=99,
     hidden_size=32,
@@ -45,7 +48,10 @@ def random_tensors(config: RobertaPreLayerNormConfig, head: str, seed: int = 0, 
     """Weights far from their initial values, so that no bias is zero and no norm is the identity."""
     rng = np.random.default_rng(seed)
     return {
-        name: (1.0 * (parameter.initializer == "ones") + 0.1 * rng.standard_normal(parameter.shape)).astype(np.float32)
+        name: (
+            (0.0 if parameter.initializer == "normal" else parameter.initializer)
+            + 0.1 * rng.standard_normal(parameter.shape)
+        ).astype(np.float32)
         for name, parameter in schema.expand(config, head, pooler).items()
     }
 
@@ -80,6 +86,10 @@ INPUTS = {
     "left padding": padded(random_ids(), (0, slice(0, 5)), (2, slice(0, 1))),
     "padding inside": padded(random_ids(), (0, slice(3, 6)), (1, slice(0, 2)), (1, slice(9, None))),
     "a fully padded row": padded(random_ids(), (1, slice(None)), (2, slice(4, None))),
+    "a fully masked row": {
+        "input_ids": random_ids(),
+        "attention_mask": np.array([[1] * 11, [0] * 11, [0] * 4 + [1] * 7]),
+    },
     "pads that are seen": {"input_ids": padded(random_ids(), (0, slice(7, None)))["input_ids"]},
     "explicit positions": {"input_ids": random_ids(), "position_ids": _rng().integers(0, 40, (3, 11))},
     "one row of positions": {"input_ids": random_ids(), "position_ids": np.arange(11)[None] + 20},

@@ -32,6 +32,8 @@ def test_parameter_counts(head):
         {"is_decoder": True, "add_cross_attention": True},
         {"position_embedding_type": "relative_key"},
         {"pruned_heads": {1: [0, 2]}},
+        {"hidden_act": "prelu"},
+        {"hidden_act": "xielu"},
     ],
 )
 def test_names_and_shapes_are_those_of_transformers(head, changes):
@@ -41,7 +43,9 @@ def test_names_and_shapes_are_those_of_transformers(head, changes):
     )
     ours = schema.expand(tiny_config(**changes), head)
     aliases = schema.ties(tiny_config(**changes), head)
+    constants = {schema.path(name, head): () for name in schema.constants(tiny_config(**changes))}
     state = {name: tuple(value.shape) for name, value in theirs.state_dict().items() if name not in aliases}
+    assert {name: state.pop(name) for name in constants} == constants
     assert {schema.path(name, head): parameter.shape for name, parameter in ours.items()} == state
     assert set(aliases) <= set(theirs.state_dict())
 
@@ -60,8 +64,10 @@ def test_initializers():
         name.rpartition(".")[0].rpartition(".")[2] + "." + p.leaf.name: p.initializer for name, p in parameters.items()
     }
     assert kinds["query.weight"] == kinds["word_embeddings.weight"] == "normal"
-    assert kinds["query.bias"] == kinds["lm_head.bias"] == kinds["LayerNorm.bias"] == "zeros"
-    assert kinds["LayerNorm.weight"] == "ones"
+    assert kinds["query.bias"] == kinds["lm_head.bias"] == kinds["LayerNorm.bias"] == 0
+    assert kinds["LayerNorm.weight"] == 1
+    learned = schema.expand(tiny_config(hidden_act="prelu"), "Model").values()
+    assert [p.initializer for p in learned if "act_fn" in p.name] == [0.25, 0.25]
 
 
 def test_heads():

@@ -5,9 +5,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from roberta_pln import numerics
+from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
+
+SOFTPLUS_THRESHOLD = 40
+"""Where softplus is the identity; PyTorch's own, 20, costs float64 half its digits."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -26,6 +30,10 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(numerics.QUICK_GELU_SCALE * x)
 
 
+def glu(x: Tensor) -> Tensor:
+    return F.glu(x)
+
+
 def laplace(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf((x - numerics.LAPLACE_MEAN) / (numerics.LAPLACE_STD * math.sqrt(2))))
 
@@ -42,6 +50,33 @@ def relu2(x: Tensor) -> Tensor:
     return torch.square(F.relu(x))
 
 
+class PReLU(nn.Module):
+    """x, or weight x below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight)
+
+
+class XIELU(nn.Module):
+    """A parabola above zero, an exponential below, and a line through both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.zeros(1))
+        self.alpha_n = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        above, below = F.relu(x), -F.relu(-x)
+        scale_above = F.softplus(self.alpha_p, threshold=SOFTPLUS_THRESHOLD)
+        scale_below = numerics.XIELU_BETA + F.softplus(self.alpha_n, threshold=SOFTPLUS_THRESHOLD)
+        curved = scale_above * above * above + scale_below * (torch.expm1(below) - below)
+        return curved + numerics.XIELU_BETA * x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_10": gelu_10,
@@ -51,6 +86,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_python": gelu,
     "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "glu": glu,
     "laplace": laplace,
     "leaky_relu": leaky_relu,
     "linear": linear,
@@ -64,3 +100,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
+
+LEARNED: dict[str, type[nn.Module]] = {"prelu": PReLU, "xielu": XIELU}
+
+
+def activation(config: RobertaPreLayerNormConfig) -> Callable[[Tensor], Tensor]:
+    """The activation of one layer: a new module if it has parameters, and a function if not."""
+    chosen = config.hidden_act
+    if isinstance(chosen, nn.Module) and chosen.state_dict():
+        refuse_activation(chosen)
+    if callable(chosen):
+        return chosen
+    return LEARNED[chosen]() if chosen in LEARNED else ACTIVATIONS[chosen]

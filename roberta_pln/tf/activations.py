@@ -7,9 +7,12 @@ formulas here.
 import math
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from roberta_pln import numerics
+from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
+from roberta_pln.tf.layers import Module, Shared
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
@@ -26,6 +29,11 @@ def gelu_10(x: tf.Tensor) -> tf.Tensor:
 
 def quick_gelu(x: tf.Tensor) -> tf.Tensor:
     return x * tf.sigmoid(numerics.QUICK_GELU_SCALE * x)
+
+
+def glu(x: tf.Tensor) -> tf.Tensor:
+    values, gates = tf.split(x, 2, axis=-1)
+    return values * tf.sigmoid(gates)
 
 
 def laplace(x: tf.Tensor) -> tf.Tensor:
@@ -48,6 +56,33 @@ def relu2(x: tf.Tensor) -> tf.Tensor:
     return tf.square(tf.nn.relu(x))
 
 
+class PReLU(Module):
+    """x, or alpha x below zero."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.alpha = self.add_weight((1,), initializer="zeros", name="alpha")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.where(x > 0, x, tf.cast(self.alpha, x.dtype) * x)
+
+
+class XIELU(Module):
+    """A parabola above zero, an exponential below, and a line through both."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.alpha_p = self.add_weight((1,), initializer="zeros", name="alpha_p")
+        self.alpha_n = self.add_weight((1,), initializer="zeros", name="alpha_n")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        above, below = tf.nn.relu(x), -tf.nn.relu(-x)
+        scale_above = tf.nn.softplus(tf.cast(self.alpha_p, x.dtype))
+        scale_below = numerics.XIELU_BETA + tf.nn.softplus(tf.cast(self.alpha_n, x.dtype))
+        curved = scale_above * above * above + scale_below * (tf.math.expm1(below) - below)
+        return curved + numerics.XIELU_BETA * x
+
+
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": gelu,
     "gelu_10": gelu_10,
@@ -57,6 +92,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_python": gelu,
     "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "glu": glu,
     "laplace": laplace,
     "leaky_relu": leaky_relu,
     "linear": linear,
@@ -70,3 +106,15 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "swish": tf.nn.silu,
     "tanh": tf.tanh,
 }
+
+LEARNED: dict[str, type[Module]] = {"prelu": PReLU, "xielu": XIELU}
+
+
+def activation(config: RobertaPreLayerNormConfig, shared: Shared) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The activation of one layer: a new module if it has parameters, and a function if not."""
+    chosen = config.hidden_act
+    if isinstance(chosen, keras.layers.Layer) and (chosen.weights or not chosen.built):
+        refuse_activation(chosen)
+    if callable(chosen):
+        return chosen
+    return LEARNED[chosen](shared) if chosen in LEARNED else ACTIVATIONS[chosen]

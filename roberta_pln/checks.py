@@ -7,7 +7,10 @@ for ids that are out of range.
 
 from __future__ import annotations
 
+from typing import Any
+
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.schema import LM_HEADS, architecture
 
 Shape = tuple[int | None, ...]
 """Lengths of a tensor's axes; None where a traced graph leaves one open."""
@@ -33,6 +36,16 @@ def integer(name: str, dtype: str) -> None:
         raise InputError(f"{name} must be integers, got {dtype}")
 
 
+def switches(**values: object) -> None:
+    """Switches decide what is computed, so compiled code needs them as Python's values."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InputError(
+                f"{name} must be True or False, a value of Python that is known when code is compiled (an argument of "
+                f"jax.jit needs static_argnames), got {type(value).__name__}"
+            )
+
+
 def shape(name: str, seen: Shape, *allowed: Shape) -> None:
     """A tensor has one of the allowed shapes; None stands for any length."""
     if not any(_fits(seen, shape) for shape in allowed):
@@ -52,6 +65,46 @@ def head_mask(seen: Shape, config: RobertaPreLayerNormConfig) -> None:
     """A head mask is (H,) for all layers, or (N, H)."""
     heads = config.num_attention_heads
     shape("head_mask", seen, (heads,), (config.num_hidden_layers, heads))
+
+
+def past_key_values(
+    past: Any, batch: int | None, encoder_tokens: int | None, config: RobertaPreLayerNormConfig
+) -> None:
+    """A cache is what an earlier call on as many rows returned.
+
+    Args:
+        past: for every layer self keys and values, and perhaps cross keys and values, which may be None.
+        batch: rows of the batch.
+        encoder_tokens: tokens of the encoder's states, 0 without them.
+        config: the model's config.
+    """
+    if not isinstance(past, tuple | list):
+        raise InputError(
+            f"past_key_values must be what an earlier call returned, a tuple with an item for each layer, got "
+            f"{type(past).__name__}; a cache of transformers becomes one by its to_legacy_cache()"
+        )
+    if len(past) not in (0, config.num_hidden_layers):
+        raise InputError(
+            f"past_key_values must have an item for each of the {config.num_hidden_layers} layers, got {len(past)}"
+        )
+    for index, layer in enumerate(past):
+        name, size = f"past_key_values[{index}]", config.head_size
+        shapes = [None if part is None else tuple(part.shape) for part in layer]
+        if len(shapes) not in (2, 4) or None in shapes[:2]:
+            raise InputError(
+                f"{name} must hold self keys and values, or these and cross keys and values, got {len(shapes)} items"
+            )
+        length = past[0][0].shape[2] if len(past[0][0].shape) == 4 else None
+        for part, seen in enumerate(shapes):
+            if seen is None:
+                continue
+            if part >= 2 and encoder_tokens == 0:
+                raise InputError(
+                    f"{name} holds cross keys and values, which are read with encoder_hidden_states only: give them "
+                    f"in every call"
+                )
+            heads = len(config.kept_heads(index)) if part < 2 else config.num_attention_heads
+            shape(f"{name}[{part}]", seen, (batch, heads, length if part < 2 else encoder_tokens, size))
 
 
 def sequence_length(tokens: int | None, past: int, config: RobertaPreLayerNormConfig, automatic: bool) -> None:
@@ -132,6 +185,26 @@ def encoder_states(config: RobertaPreLayerNormConfig) -> None:
         raise InputError(
             "If `encoder_hidden_states` are passed, the model has to be instantiated with cross-attention layers by "
             "setting `config.add_cross_attention=True`"
+        )
+
+
+def own_decoder(config: RobertaPreLayerNormConfig, head: str) -> None:
+    """Output embeddings can be set where they are not the word table."""
+    if head not in LM_HEADS:
+        raise InputError(f"{architecture(head)} has no output embeddings: they belong to {' and '.join(LM_HEADS)}")
+    if config.tie_word_embeddings:
+        raise InputError(
+            "the output embeddings are the word table: use set_input_embeddings, or a model whose config has "
+            "tie_word_embeddings=False"
+        )
+
+
+def table(seen: Shape, wanted: Shape) -> None:
+    """A word table, or a decoder, is replaced by one of the same shape."""
+    if seen != wanted:
+        raise InputError(
+            f"embeddings must have shape (vocab_size, hidden_size) = {_text(wanted)}, got {_text(seen)}; "
+            f"resize_token_embeddings changes the number of tokens"
         )
 
 

@@ -82,12 +82,17 @@ class Loading:
         new = {*self.info.missing_keys, *(name for name, _, _ in self.info.mismatched_keys)}
         return [parameter for name, parameter in self.parameters.items() if name in new]
 
-    def tensors(self) -> Iterator[tuple[Parameter, Array]]:
-        """Every parameter that the checkpoint has, one at a time, cast to `dtype`; arrays may be read-only."""
+    def tensors(self, mapped: bool = False) -> Iterator[tuple[Parameter, Array]]:
+        """Every parameter that the checkpoint has, one at a time, cast to `dtype`.
+
+        Args:
+            mapped: whether tensors may be parts of the file that is mapped into memory; see `Checkpoint.mapped`.
+        """
         fresh = {parameter.name for parameter in self.fresh()}
+        read = self.checkpoint.mapped if mapped else self.checkpoint.__getitem__
         for name, parameter in self.parameters.items():
             if name not in fresh:
-                yield parameter, self.checkpoint[name].astype(DTYPES[self.dtype], copy=False)
+                yield parameter, read(name).astype(DTYPES[self.dtype], copy=False)
 
 
 def prepare(
@@ -131,7 +136,7 @@ def prepare(
     opened = path if isinstance(path, Checkpoint) else checkpoint.open(hub.find_checkpoint(path, **hub_options), config)
     config = _config(opened, config, options)
     if config != opened.config:  # whether the decoder is tied depends on it
-        opened = checkpoint.open(opened.path, config)
+        opened = opened.with_config(config)
 
     parameters = schema.expand(config, head, add_pooling_layer)
     info = _compare(opened, parameters)
@@ -166,9 +171,7 @@ def _own_dtype(opened: Checkpoint, config: RobertaPreLayerNormConfig) -> str:
 def _config(
     opened: Checkpoint, config: RobertaPreLayerNormConfig | None, overrides: Mapping[str, Any]
 ) -> RobertaPreLayerNormConfig:
-    config = config or opened.config
-    if config is None:
-        raise LoadError(f"there is no config.json beside {opened.path}: put it there, or give config=")
+    config = config or opened.needed_config()
     return config.replace(**overrides) if overrides else config
 
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -175,9 +174,7 @@ def compare_all(
     opened = checkpoints.open(path)
     head = head or opened.head or "Model"
     if inputs is None:
-        if opened.config is None:
-            raise checkpoints.CheckpointError(f"{path} has no config.json beside it, which the comparison needs")
-        inputs = random_inputs(opened.config, head)
+        inputs = random_inputs(opened.needed_config(), head)
     requests = [Request(str(path), head, dtype, inputs, gradients) for dtype in dtypes]
     answers = {}
     for name in names:
@@ -303,10 +300,9 @@ def text_inputs(path: str | os.PathLike[str], texts: Sequence[str]) -> dict[str,
     return {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "labels": labels}
 
 
-def save_json(found: Sequence[Report], path: str | os.PathLike[str]) -> None:
-    """Write reports as JSON."""
-    text = json.dumps([report.to_dict() for report in found], indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+def to_json(found: Sequence[Report], weights: Sequence[str] = ()) -> str:
+    """Reports as JSON, with the differences of the weights of two checkpoints if there are any."""
+    return json.dumps({"weights": list(weights), "reports": [report.to_dict() for report in found]}, indent=2) + "\n"
 
 
 def save_plot(found: Sequence[Report], path: str | os.PathLike[str]) -> None:

@@ -151,7 +151,8 @@ def test_config_given_beside_or_missing(tmp_path):
     assert prepare(tmp_path, "Model", layer_norm_eps=1e-3).config.layer_norm_eps == 1e-3
     assert prepare(tmp_path, "Model", config=CONFIG.replace(layer_norm_eps=1e-2)).config.layer_norm_eps == 1e-2
     (tmp_path / "config.json").unlink()
-    with pytest.raises(LoadError, match=r"no config.json beside .*give config="):
+    told = r"no config.json beside .*give config=.*hidden_size=8.*num_hidden_layers=2.*do not tell num_attention_heads"
+    with pytest.raises(checkpoint.CheckpointError, match=told):
         prepare(tmp_path / "model.safetensors", "Model")
     assert prepare(tmp_path / "model.safetensors", "Model", config=CONFIG).config.hidden_size == 8
 

@@ -20,12 +20,17 @@ SPELLED_PT = {"call": "forward", "__call__": "forward", "setup": "__init__"}
 EXTRA = {
     "pt": {
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
+        "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
+        "Cache",  # transformers' caches have methods in PyTorch only
+        "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
     },
     "tf": {
         "mish",  # TensorFlow has none
+        "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
         "Layer.output",
         "RobertaPreLayerNormModel.get_config",  # what Keras needs to construct a model again
+        "BaseModelOutput",  # the order of fields that TensorFlow users know
         "base_model",  # a model inside a model shares its policy and generator, and is initialised by the outer one
         # What fit() uses, in a method of its own.
         *(f"RobertaPreLayerNorm{head}.own_loss" for head in schema.HEADS),
@@ -42,7 +47,7 @@ MODULES["RobertaPreLayerNormModule"] = MODULES.pop("RobertaPreLayerNormModelModu
 
 FILES = ("activations", "embeddings", "attention", "encoder", "model", "heads", "losses", "records", "probe")
 COMMON = {
-    "weights": ["get", "check", "initialize", "load", "dump"],
+    "weights": ["owner", "get", "check", "initialize", "load", "dump"],
     "pretrained": [
         "RobertaPreLayerNormPreTrainedModel",
         "RobertaPreLayerNormPreTrainedModel.__init__",
@@ -50,6 +55,17 @@ COMMON = {
         "RobertaPreLayerNormPreTrainedModel.save_pretrained",
         "RobertaPreLayerNormPreTrainedModel.parameters_of_schema",
         "RobertaPreLayerNormPreTrainedModel.num_parameters",
+        "RobertaPreLayerNormPreTrainedModel.tie_weights",
+        "RobertaPreLayerNormPreTrainedModel.freeze",
+        "RobertaPreLayerNormPreTrainedModel.unfreeze",
+        "RobertaPreLayerNormPreTrainedModel.get_input_embeddings",
+        "RobertaPreLayerNormPreTrainedModel.set_input_embeddings",
+        "RobertaPreLayerNormPreTrainedModel.get_output_embeddings",
+        "RobertaPreLayerNormPreTrainedModel.set_output_embeddings",
+        "RobertaPreLayerNormPreTrainedModel.set_table",
+        "RobertaPreLayerNormPreTrainedModel.resize_token_embeddings",
+        "RobertaPreLayerNormPreTrainedModel.prune_heads",
+        "RobertaPreLayerNormPreTrainedModel.reshape",
     ],
 }
 """Files that meet the framework head on; these names come in this order, with others between them."""
@@ -71,7 +87,10 @@ def outline(backend: str, file: str) -> list[str]:
 
 def test_same_files():
     listings = {backend: {path.name for path in (ROOT / backend).glob("*.py")} for backend in BACKENDS}
-    own = {"tf": {"layers.py"}, "flax": {"layers.py"}}  # what torch.nn is for PyTorch
+    own = {
+        "tf": {"layers.py", "optimizers.py", "serving.py"},  # what torch.nn and torch.optim are; what `export` writes
+        "flax": {"layers.py", "cache.py", "sharding.py"},  # and a cache for compiled loops, and meshes of devices
+    }
     for backend in BACKENDS:
         assert listings[backend] - own.get(backend, set()) == listings["pt"]
 
@@ -97,22 +116,80 @@ def test_every_extra_is_there(backend):
         assert f"class {name}(" in text or f"def {name}(" in text, extra
 
 
-def arguments(backend: str, name: str) -> set[str]:
-    """Names of the arguments of a model's call."""
-    file = "model" if name.endswith("Model") else "heads"
+OWN_ARGUMENTS = {
+    "pt": {
+        "device",  # a part of every tensor's making
+        "gradient_checkpointing_kwargs",  # transformers has it in PyTorch only
+        *("model", "parameter", "tensor"),  # of weights.get and to_array: a tree of arrays is what Flax has there
+    },
+    "tf": {
+        "shared",  # the policy and the generator, which PyTorch has in the parameters and globally
+        "training",  # as every call of Keras
+        "seed",
+        "word_embeddings",  # PyTorch ties by sharing the parameter, the others by handing the table over
+        "use_cache",  # what a layer that is recomputed returns is kept, so it returns no more than is asked for
+    },
+    "flax": {
+        *("params", "path", "array", "input_shape", "_do_init"),  # parameters are outside of the model
+        *("rng", "dropout_rng", "seed", "train", "deterministic"),  # and so are random keys
+        *("dtype", "param_dtype"),  # parameters do not tell the type of the computation
+        "gradient_checkpointing",  # a field of the module
+        "word_embeddings",
+        *("first", "tokens"),  # a cache of fixed size has more slots than tokens
+    },
+}
+"""Arguments that the other packages lack, with reasons."""
+
+
+def functions(backend: str, file: str) -> dict[str, set[str]]:
+    """Functions and methods of a file, spelled as in `pt`, with the names of their arguments."""
+    found = {}
     for node in ast.parse((ROOT / backend / f"{file}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and SPELLED_PT.get(item.name, item.name) == "forward":
-                    return {argument.arg for argument in (*item.args.args, *item.args.kwonlyargs)}
-    raise KeyError(name)
-
-
-OWN_ARGUMENTS = {"pt": set(), "tf": {"training"}, "flax": {"params", "dropout_rng", "train"}}
-"""How dropout is switched on and where parameters and random keys come from."""
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        for item in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(item, ast.FunctionDef):
+                name = f"{MODULES.get(node.name, node.name)}.{SPELLED_PT.get(item.name, item.name)}"
+                found[name] = item if node.name not in EXTRA[backend] else found.get(name, item)
+    return {
+        name: {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)} for name, node in found.items()
+    }
 
 
 @pytest.mark.parametrize("backend", ["tf", "flax"])
-@pytest.mark.parametrize("name", [schema.architecture(head) for head in schema.HEADS])
-def test_same_arguments(backend, name):
-    assert arguments(backend, name) == arguments("pt", name) | OWN_ARGUMENTS[backend]
+@pytest.mark.parametrize("file", [*FILES, *COMMON])
+def test_same_arguments(backend, file):
+    """Of every function that two packages share; Linen's setup has none, since fields take their place."""
+    ours, theirs = functions("pt", file), functions(backend, file)
+    shared = [name for name in ours if name in theirs and not (backend == "flax" and name.endswith("__init__"))]
+    assert shared or not ours
+    for name in shared:
+        assert ours[name] - theirs[name] <= OWN_ARGUMENTS["pt"], name
+        assert theirs[name] - ours[name] <= OWN_ARGUMENTS[backend], name
+
+
+@pytest.mark.parametrize("head", schema.HEADS)
+def test_flax_classes_call_their_modules(head):
+    """A class takes what its module takes, with parameters and keys in place of the module's switch."""
+    source = (ROOT / "flax" / ("model.py" if head == "Model" else "heads.py")).read_text(encoding="utf-8")
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    name = schema.architecture(head)
+    calls = [
+        next(item for item in classes[found].body if isinstance(item, ast.FunctionDef) and item.name == "__call__")
+        for found in (name, "RobertaPreLayerNormModule" if head == "Model" else f"{name}Module")
+    ]
+    own, module = ({argument.arg for argument in (*call.args.args, *call.args.kwonlyargs)} for call in calls)
+    assert own == module - {"deterministic"} | {"params", "dropout_rng", "train"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_own_argument_is_there(backend):
+    there = set().union(*(names for file in (*FILES, *COMMON) for names in functions(backend, file).values()))
+    assert OWN_ARGUMENTS[backend] <= there
+
+
+def test_another_argument_is_seen(monkeypatch):
+    """The control."""
+    monkeypatch.setitem(OWN_ARGUMENTS, "tf", OWN_ARGUMENTS["tf"] - {"training"})
+    with pytest.raises(AssertionError, match="RobertaPreLayerNormModel.forward"):
+        test_same_arguments("tf", "model")

@@ -23,8 +23,8 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig, kept_heads: list[int], relative: bool) -> None:
         super().__init__()
-        self.kept_heads = kept_heads
-        self.num_heads, self.head_size = len(kept_heads), config.head_size
+        self.keep(kept_heads)
+        self.head_size = config.head_size
         size = self.num_heads * self.head_size
         self.query = nn.Linear(config.hidden_size, size)
         self.key = nn.Linear(config.hidden_size, size)
@@ -34,6 +34,10 @@ class MultiHeadAttention(nn.Module):
         self.relative_key = relative and config.position_embedding_type == "relative_key_query"
         if relative:
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, config.head_size)
+
+    def keep(self, kept_heads: list[int]) -> None:
+        """Count on these heads from now on."""
+        self.kept_heads, self.num_heads = kept_heads, len(kept_heads)
 
     def project(self, hidden_states: Tensor) -> KeyValue:
         """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
@@ -121,8 +125,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig, layer: int, cross: bool) -> None:
         super().__init__()
-        pruned = [] if cross else config.pruned_heads.get(layer, [])
-        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        kept_heads = list(range(config.num_attention_heads)) if cross else config.kept_heads(layer)
         relative = config.position_embedding_type != "absolute" and not cross
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self = MultiHeadAttention(config, kept_heads, relative)

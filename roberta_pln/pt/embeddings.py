@@ -52,10 +52,15 @@ class Embeddings(nn.Module):
 
 def look_up(name: str, table: nn.Embedding, ids: Tensor, size_name: str) -> Tensor:
     """Rows of a table, (B, T) -> (B, T, D), after a check that every id names a row."""
-    if ids.numel() and not torch.compiler.is_compiling():
+    if ids.numel() and readable(ids):
         lowest, highest = torch.aminmax(ids)
         checks.in_range(name, int(lowest), int(highest), table.num_embeddings, size_name)
     return table(ids)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at: not while compiling, nor on the device without memory."""
+    return not torch.compiler.is_compiling() and not tensor.is_meta
 
 
 def position_ids_of(input_ids: Tensor, pad_token_id: int, past_length: int) -> Tensor:

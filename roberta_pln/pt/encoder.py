@@ -1,16 +1,35 @@
 """The pre-norm layer and the stack of them."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
-from roberta_pln.pt.activations import ACTIVATIONS
+from roberta_pln.pt.activations import activation
 from roberta_pln.pt.attention import Attention
 
 LayerCache = tuple[Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
+
+
+class Cache(tuple[LayerCache, ...]):
+    """What a decoder returns to be called on with: N items. A plain tuple of them serves as well.
+
+    It has what users of transformers' caches call, but is never changed: each call returns another.
+    """
+
+    def get_seq_length(self) -> int:
+        """Number of tokens that it holds."""
+        return self[0][0].shape[2] if self else 0
+
+    def to_legacy_cache(self) -> tuple[tuple[Tensor | None, ...], ...]:
+        """N tuples of self keys and values, cross keys and values; None for those that are not there."""
+        return tuple((*layer, None, None)[:4] for layer in self)
 
 
 class Intermediate(nn.Module):
@@ -20,10 +39,10 @@ class Intermediate(nn.Module):
         super().__init__()
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.intermediate_act_fn = activation(config)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(self.LayerNorm(hidden_states)))
+        return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
 
 
 class Output(nn.Module):
@@ -31,7 +50,7 @@ class Output(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dense = nn.Linear(config.activated_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -69,7 +88,7 @@ class Layer(nn.Module):
             hidden_states, cross_attentions, cross_cache = self.crossattention(
                 hidden_states, encoder_bias, head_mask, encoder_hidden_states, cross_past, output_attentions
             )
-            cache = cache + cross_cache
+            cache = (*cache, *cross_cache)
         return self.feed_forward(hidden_states), attentions, cross_attentions, cache
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -87,6 +106,7 @@ class Encoder(nn.Module):
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.gradient_checkpointing: dict[str, Any] | None = None  # options of PyTorch's checkpoint
 
     def forward(
         self,
@@ -103,13 +123,16 @@ class Encoder(nn.Module):
         """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
         for i, layer in enumerate(self.layer):
-            hidden_states, attention, cross_attention, cache = layer(
+            run = layer
+            if self.gradient_checkpointing is not None and torch.is_grad_enabled():
+                run = partial(checkpoint, layer, **self.gradient_checkpointing)
+            hidden_states, attention, cross_attention, cache = run(
                 hidden_states,
                 bias,
                 None if head_mask is None else head_mask[i],
                 encoder_hidden_states,
                 encoder_bias,
-                None if past_key_values is None else past_key_values[i],
+                past_key_values[i] if past_key_values else None,
                 output_attentions,
             )
             states += (hidden_states,) if output_hidden_states else ()
@@ -119,7 +142,7 @@ class Encoder(nn.Module):
         return BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=states if output_hidden_states else None,
-            past_key_values=caches if use_cache else None,
+            past_key_values=Cache(caches) if use_cache else None,
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions or None,
         )

@@ -399,7 +399,8 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
             return_dict=True,
         )
         start_logits, end_logits = self.qa_outputs(record.last_hidden_state).unbind(-1)  # each (B, T)
-        shapes = (len(start_logits),), (len(start_logits), 1)
+        batch = start_logits.shape[0]
+        shapes = (batch,), (batch, 1)
         start_positions = self.ids("start_positions", start_positions, *shapes)
         end_positions = self.ids("end_positions", end_positions, *shapes)
         known = start_positions is not None and end_positions is not None

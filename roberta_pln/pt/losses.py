@@ -6,6 +6,7 @@ from torch import Tensor
 
 from roberta_pln import checks
 from roberta_pln.numerics import IGNORE_INDEX
+from roberta_pln.pt.embeddings import readable
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
@@ -21,7 +22,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tenso
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     labels = labels.flatten()
-    if not torch.compiler.is_compiling():
+    if readable(labels):
         kept = labels[labels != IGNORE_INDEX]
         if kept.numel():
             lowest, highest = torch.aminmax(kept)

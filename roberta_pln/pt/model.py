@@ -84,6 +84,9 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        checks.switches(
+            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -96,7 +99,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         else:
             checks.shape("inputs_embeds", tuple(inputs_embeds.shape), (None, None, config.hidden_size))
             batch, queries = inputs_embeds.shape[:2]
-        past_length = past_key_values[0][0].shape[2] if past_key_values else 0
+        encoder_hidden_states = self.states(encoder_hidden_states)
+        if encoder_hidden_states is not None:
+            checks.encoder_states(config)
+            checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
+        past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
         checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
@@ -104,10 +111,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past_length)
         bias = self.bias("attention_mask", attention_mask, hidden_states, past_length + queries, config.is_decoder)
         encoder_bias = None
-        encoder_hidden_states = self.states(encoder_hidden_states)
         if encoder_hidden_states is not None:
-            checks.encoder_states(config)
-            checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_hidden_states.shape[1], False
             )
@@ -126,6 +130,16 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if self.pooler is not None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
+
+    def past_length(
+        self, past_key_values: tuple[LayerCache, ...] | None, batch: int, encoder_hidden_states: Tensor | None
+    ) -> int:
+        """Check a cache and count its tokens."""
+        if past_key_values is None:
+            return 0
+        encoder_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
+        return past_key_values[0][0].shape[2] if past_key_values else 0
 
     def bias(self, name: str, mask: Tensor | None, hidden_states: Tensor, keys: int, causal: bool) -> Tensor | None:
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""

@@ -1,13 +1,13 @@
 """What every model can do: load, save, count its parameters, read arguments."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from roberta_pln import checkpoint, checks, loading, schema
+from roberta_pln import checkpoint, checks, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import ModelOutput
 from roberta_pln.pt import records, weights  # noqa: F401  records registers itself
@@ -74,7 +74,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls(loaded.config, **loaded.constructor)
         model = model.to(getattr(torch, loaded.dtype))
-        weights.load(model, loaded.tensors(), device)
+        weights.load(model, loaded.tensors(mapped=True), device)
         fresh = loaded.fresh()
         for parameter in fresh:
             module, name = weights.owner(model, parameter)
@@ -120,16 +120,143 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters, shared ones counted once."""
-        return sum(value.numel() for value in self.parameters() if value.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, shared ones counted once.
+
+        Args:
+            only_trainable: leave frozen ones out.
+            exclude_embeddings: leave the tables of tokens, positions, types and distances out.
+        """
+        return sum(
+            parameter.size
+            for parameter in self.parameters_of_schema.values()
+            if not (exclude_embeddings and parameter.module.kind == "table")
+            and not (only_trainable and not weights.get(self, parameter).requires_grad)
+        )
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew, as the schema says."""
+        weights.initialize(self, self.parameters_of_schema.values())
 
     def tie_weights(self) -> None:
         """Make the names that the schema ties one parameter."""
         for alias, name in schema.ties(self.config, self.head).items():
             module_path, _, leaf = alias.rpartition(".")
             source_path, _, source_leaf = name.rpartition(".")
-            setattr(self.get_submodule(module_path), leaf, getattr(self.get_submodule(source_path), source_leaf))
+            weights.put(self.get_submodule(module_path), leaf, getattr(self.get_submodule(source_path), source_leaf))
+
+    def freeze(self, *paths: str) -> None:
+        """Take parameters out of training.
+
+        Args:
+            paths: parameters, or modules with all that is in them, by canonical name, such as
+                `roberta_prelayernorm.embeddings`; the whole base model if none is given.
+        """
+        for parameter in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,)):
+            weights.get(self, parameter).requires_grad_(False)
+
+    def unfreeze(self, *paths: str) -> None:
+        """Take parameters back into training; see `freeze`."""
+        for parameter in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,)):
+            weights.get(self, parameter).requires_grad_(True)
+
+    # ------------------------------------------------------------- embeddings and heads
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The module with the word table, (V, D)."""
+        return self.base_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding | Tensor) -> None:
+        """Take a module's table, or a tensor (V, D), for the word table; a tied decoder follows."""
+        self.set_table(surgery.WORD_TABLE, value)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The module that turns states into logits of tokens, whose weight is (V, D); None without a language model."""
+        return self.lm_head.decoder if self.head in schema.LM_HEADS else None
+
+    def set_output_embeddings(self, value: nn.Linear | Tensor) -> None:
+        """Take a module's weight, or a tensor (V, D), for the decoder of an untied language model."""
+        checks.own_decoder(self.config, self.head)
+        self.set_table(surgery.DECODER, value)
+
+    def set_table(self, name: str, value: nn.Module | Tensor) -> None:
+        """Take a module's weight itself, or a copy of a tensor's values, for a parameter of (V, D)."""
+        parameter = self.parameters_of_schema[name]
+        table = getattr(value, "weight", value)
+        checks.table(tuple(table.shape), parameter.shape)
+        module, leaf = weights.owner(self, parameter)
+        weights.put(
+            module, leaf, table if isinstance(table, nn.Parameter) else nn.Parameter(self.states(table).clone())
+        )
+        self.tie_weights()
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Change the number of tokens; the decoder and its bias follow, and `config.vocab_size`.
+
+        Args:
+            new_num_tokens: rows at the end are cut off, or new ones appended; the number there is if not given.
+            pad_to_multiple_of: the number is rounded up to a multiple of this.
+            mean_resizing: whether new rows lie around the mean of the old ones; see `surgery.resize_vocabulary`.
+
+        Returns:
+            The module with the word table, as `get_input_embeddings`. Parameters of another shape are new objects:
+            make the optimizer after this.
+
+        Raises:
+            ConfigError: when the number is no positive integer, or would cut off a special token.
+        """
+        size = surgery.vocabulary_size(self.config, new_num_tokens, pad_to_multiple_of)
+        if size != self.config.vocab_size:
+            self.reshape(*surgery.resize_vocabulary(weights.dump(self), self.config, size, mean_resizing))
+        return self.get_input_embeddings()
+
+    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
+        """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
+
+        Args:
+            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+
+        Raises:
+            ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
+        """
+        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads))
+
+    def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig) -> None:
+        """Become the model of another config: take its values over, and the tensors that have another shape there."""
+        vars(self.config).update(vars(config))
+        for i, layer in enumerate(self.base_model.encoder.layer):
+            layer.attention.self.keep(config.kept_heads(i))
+        parameters = self.parameters_of_schema
+        weights.load(self, ((parameters[name], array) for name, array in tensors.items()), self.device)
+        self.tie_weights()
+        weights.check(self)
+
+    # ------------------------------------------------------------- gradient checkpointing
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Let the backward pass compute each layer anew instead of keeping its insides: less memory, same numbers.
+
+        Args:
+            gradient_checkpointing_kwargs: options of `torch.utils.checkpoint.checkpoint`.
+        """
+        self.base_model.encoder.gradient_checkpointing = {
+            "use_reentrant": False,
+            **(gradient_checkpointing_kwargs or {}),
+        }
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep the insides of the layers for the backward pass again."""
+        self.base_model.encoder.gradient_checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes each layer anew."""
+        return self.base_model.encoder.gradient_checkpointing is not None
 
     # ------------------------------------------------------------- arguments
 
@@ -154,4 +281,5 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
     def returned(self, record: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
         """The record, or its tuple form if the call or the config asks for it."""
         as_record = self.config.return_dict if return_dict is None else return_dict
+        checks.switches(return_dict=as_record)
         return record if as_record else record.plain()

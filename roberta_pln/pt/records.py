@@ -3,6 +3,7 @@
 from torch.utils import _pytree as pytree
 
 from roberta_pln.outputs import RECORDS, ModelOutput
+from roberta_pln.pt.encoder import Cache
 
 
 def register(record: type[ModelOutput]) -> None:
@@ -23,3 +24,9 @@ def register(record: type[ModelOutput]) -> None:
 
 for _record in RECORDS:
     register(_record)
+pytree.register_pytree_node(
+    Cache,
+    lambda cache: (list(cache), None),
+    lambda layers, _: Cache(layers),
+    serialized_type_name=f"{Cache.__module__}.{Cache.__name__}",
+)

@@ -48,17 +48,26 @@ def initialize(model: nn.Module, parameters: Iterable[Parameter]) -> None:
             if parameter.initializer == "normal":
                 tensor.normal_(0.0, model.config.initializer_range)
             else:
-                tensor.fill_(1.0 if parameter.initializer == "ones" else 0.0)
+                tensor.fill_(parameter.initializer)
             if parameter.module.padding:
                 tensor[model.config.pad_token_id] = 0.0
 
 
 def load(model: nn.Module, tensors: Iterable[tuple[Parameter, np.ndarray]], device: torch.device | str) -> None:
-    """Put canonical tensors in place, one at a time."""
+    """Put canonical tensors in place, one at a time; a tensor may have another shape than the one before."""
     for parameter, array in tensors:
         module, name = owner(model, parameter)
         trains = getattr(module, name).requires_grad
-        setattr(module, name, nn.Parameter(to_tensor(array).to(device), requires_grad=trains))
+        put(module, name, nn.Parameter(to_tensor(array).to(device), requires_grad=trains))
+
+
+def put(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Put a parameter in the place of one, perhaps of another shape, which PyTorch's modules have noted as numbers."""
+    setattr(module, name, value)
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings = len(module.weight)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
 
 
 def dump(model: nn.Module) -> dict[str, np.ndarray]:
@@ -67,10 +76,11 @@ def dump(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor with its own copy of the array's values."""
+    """A tensor that shares the array's memory, or has a copy of its values where the array may not be written to."""
+    array = np.require(array, requirements=["C", "W"])
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

@@ -3,7 +3,8 @@
 What Flax forces to differ: a model of `roberta_pln.pt` is two objects here, a Linen module that computes
 (`...Module`) and a class that holds its parameters (`...Model`); `deterministic` (module) and `train` (class) replace
 the training mode; dropout takes its key as an argument; the tied decoder reads the word table and has no name of its
-own. `layers.py` has what PyTorch offers ready-made.
+own. `layers.py` has what PyTorch offers ready-made, `cache.py` a decoder's cache of fixed size, which compiled loops
+need, and `sharding.py` says how a mesh of devices shares the parameters out.
 """
 
 from roberta_pln.config import RobertaPreLayerNormConfig

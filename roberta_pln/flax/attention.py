@@ -8,10 +8,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from roberta_pln.flax import cache
+from roberta_pln.flax.cache import Slots
 from roberta_pln.flax.layers import Block, at_least_float32
 
-KeyValue = tuple[Array, Array]
-"""Keys and values, each (B, H, S, K)."""
+KeyValue = tuple[Array, Array] | tuple[Slots, Slots]
+"""Keys and values, each (B, H, S, K), or slots for them."""
 
 
 class MultiHeadAttention(Block):
@@ -57,27 +59,28 @@ class MultiHeadAttention(Block):
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
-        key, value = key_value
+        key, value = map(cache.entries, key_value)
+        first = cache.length(key_value[0]) - query.shape[2]
         if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
             bias = bias[:, jnp.asarray(self.kept_heads)]
         # No fused kernel beside this, as in PyTorch: XLA fuses what is compiled.
-        attentions = self.combine(self.score(query, key), bias, head_mask, deterministic).astype(value.dtype)
+        attentions = self.combine(self.score(query, key, first), bias, head_mask, deterministic).astype(value.dtype)
         context = (attentions @ value).swapaxes(1, 2)  # (B, T, H, K)
         return context.reshape(*context.shape[:2], -1), attentions if output_attentions else None
 
-    def score(self, query: Array, key: Array) -> Array:
-        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""
+    def score(self, query: Array, key: Array, first: int | Array) -> Array:
+        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S); `first` is the first query's place."""
         scores = query @ key.swapaxes(-1, -2)
         if self.relative_query:
-            distances = self.distances(query.shape[2], key.shape[2])  # (T, S, K)
+            distances = self.distances(first, query.shape[2], key.shape[2])  # (T, S, K)
             scores = scores + jnp.einsum("bhtk,tsk->bhts", query, distances)
             if self.relative_key:
                 scores = scores + jnp.einsum("bhsk,tsk->bhts", key, distances)
         return scores / math.sqrt(self.head_size)
 
-    def distances(self, queries: int, keys: int) -> Array:
-        """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
-        query_positions = jnp.arange(keys - queries, keys, dtype=jnp.int32)
+    def distances(self, first: int | Array, queries: int, keys: int) -> Array:
+        """Embedding of (query position - key position); the queries' positions begin at `first`. (T, S, K)."""
+        query_positions = first + jnp.arange(queries, dtype=jnp.int32)
         key_positions = jnp.arange(keys, dtype=jnp.int32)
         zero = self.distance_embedding.num_embeddings // 2
         return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
@@ -115,8 +118,7 @@ class Attention(Block):
 
     def setup(self) -> None:
         config = self.config
-        pruned = [] if self.cross else config.pruned_heads.get(self.layer, [])
-        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        kept_heads = list(range(config.num_attention_heads)) if self.cross else config.kept_heads(self.layer)
         relative = config.position_embedding_type != "absolute" and not self.cross
         self.LayerNorm = self.norm()
         self.self = MultiHeadAttention(config, self.dtype, self.param_dtype, kept_heads, relative)
@@ -145,7 +147,7 @@ def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     """The cache with new keys and values behind it."""
     if past is None:
         return new
-    return jnp.concatenate((past[0], new[0]), axis=2), jnp.concatenate((past[1], new[1]), axis=2)
+    return cache.append(past[0], new[0]), cache.append(past[1], new[1])
 
 
 def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -153,14 +155,17 @@ def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
     return at_least_float32(dtype)
 
 
-def attention_bias(mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike) -> Array | None:
-    """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
+def attention_bias(
+    mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike, tokens: int | Array | None = None
+) -> Array | None:
+    """What is added to the scores: 0 where a query sees a key, finfo.min where it does not, -inf where none is yet.
 
     Args:
         mask: (B, S) keys to keep, or the complete pattern as (B, T, S) or (B, H, T, S); an entry of 1 or more keeps.
-        queries, keys: T and S; the queries are the last of the keys.
+        queries, keys: T and S; the queries are the last of the keys that are there.
         causal: whether a (B, S) mask, or none, also hides the keys behind each query.
         dtype: the dtype of the scores.
+        tokens: how many keys are there, all if not given; they are the first ones.
 
     Returns:
         An array of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
@@ -169,10 +174,14 @@ def attention_bias(mask: Array | None, queries: int, keys: int, causal: bool, dt
     if mask is not None:
         keep = mask.astype(jnp.int32) > 0
         keep = keep[:, None, None] if mask.ndim == 2 else keep[:, None] if mask.ndim == 3 else keep
+    tokens = keys if tokens is None else tokens
+    positions = jnp.arange(keys, dtype=jnp.int32)
     if causal and (mask is None or mask.ndim == 2):
-        seen = jnp.tril(jnp.ones((1, 1, queries, keys), bool), keys - queries)
-        keep = seen if keep is None else keep & seen
+        first = tokens - queries
+        seen = positions <= first + jnp.arange(queries, dtype=jnp.int32)[:, None]  # (T, S)
+        keep = seen[None, None] if keep is None else keep & seen
     if keep is None:
         return None
-    hidden = jnp.finfo(dtype).min
-    return jnp.where(keep, jnp.zeros((), dtype), hidden)
+    bias = jnp.where(keep, jnp.zeros((), dtype), jnp.finfo(dtype).min)
+    whole = isinstance(tokens, int) and tokens == keys
+    return bias if whole else jnp.where(positions < tokens, bias, -jnp.inf)

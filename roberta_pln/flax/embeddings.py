@@ -29,7 +29,7 @@ class Embeddings(Block):
         token_type_ids: Array | None,
         position_ids: Array | None,
         inputs_embeds: Array | None,
-        past_length: int,
+        past_length: int | Array,
         deterministic: bool,
     ) -> Array:
         config = self.config
@@ -63,7 +63,7 @@ def look_up(name: str, table: Embedding, ids: Array, size_name: str) -> Array:
     return table(ids)
 
 
-def position_ids_of(input_ids: Array, pad_token_id: int, past_length: int) -> Array:
+def position_ids_of(input_ids: Array, pad_token_id: int, past_length: int | Array) -> Array:
     """Positions that count the tokens which are not padding from `pad_token_id + 1`; padding stays at `pad_token_id`.
 
     Args:
@@ -78,7 +78,6 @@ def position_ids_of(input_ids: Array, pad_token_id: int, past_length: int) -> Ar
     return (tokens.cumsum(axis=1, dtype=jnp.int32) + past_length) * tokens + pad_token_id
 
 
-def sequential_position_ids(length: int, pad_token_id: int, past_length: int) -> Array:
+def sequential_position_ids(length: int, pad_token_id: int, past_length: int | Array) -> Array:
     """Positions for embeddings, whose padding cannot be seen: `pad_token_id + 1 + past_length` onwards, (1, T)."""
-    first = pad_token_id + 1 + past_length
-    return jnp.arange(first, first + length, dtype=jnp.int32)[None]
+    return (pad_token_id + 1 + past_length + jnp.arange(length, dtype=jnp.int32))[None]

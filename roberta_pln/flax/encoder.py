@@ -7,13 +7,11 @@ from flax import linen as nn
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.activations import ACTIVATIONS
+from roberta_pln.flax.activations import activation
 from roberta_pln.flax.attention import Attention
+from roberta_pln.flax.cache import LayerCache
 from roberta_pln.flax.layers import Block
 from roberta_pln.outputs import BaseModelOutput
-
-LayerCache = tuple[Array, ...]
-"""Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
 
 
 class Intermediate(Block):
@@ -22,10 +20,10 @@ class Intermediate(Block):
     def setup(self) -> None:
         self.LayerNorm = self.norm()
         self.dense = self.linear(self.config.intermediate_size)
-        self.activation = ACTIVATIONS[self.config.hidden_act]
+        self.intermediate_act_fn = activation(self.config, self.param_dtype)
 
     def __call__(self, hidden_states: Array) -> Array:
-        return self.activation(self.dense(self.LayerNorm(hidden_states)))
+        return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
 
 
 class Output(Block):
@@ -79,7 +77,7 @@ class Layer(Block):
                 output_attentions,
                 deterministic,
             )
-            cache = cache + cross_cache
+            cache = (*cache, *cross_cache)
         return self.feed_forward(hidden_states, deterministic), attentions, cross_attentions, cache
 
     def feed_forward(self, hidden_states: Array, deterministic: bool) -> Array:
@@ -142,7 +140,7 @@ class Encoder(Block):
                 None if head_mask is None else head_mask[i],
                 encoder_hidden_states,
                 encoder_bias,
-                None if past_key_values is None else past_key_values[i],
+                past_key_values[i] if past_key_values else None,
                 output_attentions,
                 deterministic,
             )

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from roberta_pln import checks
+from roberta_pln import checks, schema
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.flax import cache
 from roberta_pln.flax.activations import gelu
-from roberta_pln.flax.encoder import LayerCache
+from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.layers import Block
 from roberta_pln.flax.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.flax.model import RobertaPreLayerNormModule
@@ -69,7 +70,7 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
         encoder_hidden_states: Array | None = None,
         encoder_attention_mask: Array | None = None,
         labels: Array | None = None,
-        past_key_values: tuple[LayerCache, ...] | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -132,7 +133,7 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        past_key_values: tuple[LayerCache, ...] | None = None,
+        past_key_values: Cache | None = None,
         *,
         inputs_embeds: Array | None = None,
         labels: Array | None = None,
@@ -160,6 +161,10 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
             return_dict,
         )
+
+    def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
+        """An empty cache; see `RobertaPreLayerNormModel.init_cache`."""
+        return {schema.PREFIX: cache.init(self.config, batch_size, max_length, self.dtype)}
 
 
 class RobertaPreLayerNormForMaskedLMModule(PreTrainedModule):
@@ -430,8 +435,8 @@ class RobertaPreLayerNormForMultipleChoiceModule(PreTrainedModule):
         """
         checks.one_of_ids_and_embeds(input_ids is not None, inputs_embeds is not None)
         input_ids, inputs_embeds = self.ids("input_ids", input_ids), self.states(inputs_embeds)
-        if self.is_initializing():  # the module is initialised on ids of any shape
-            input_ids = input_ids.reshape(1, -1, input_ids.shape[-1])
+        if self.is_initializing() and input_ids is not None and input_ids.ndim == 2:  # as other heads are initialised
+            input_ids = input_ids[None]
         shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:3]
         checks.shape("input_ids or inputs_embeds", shape, (None, None, None))
         record = self.roberta_prelayernorm(

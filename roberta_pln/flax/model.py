@@ -1,5 +1,6 @@
 """The base model: embeddings, encoder, final norm, pooler."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ from jax.typing import DTypeLike
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.flax import cache
 from roberta_pln.flax.attention import attention_bias, softmax_dtype
+from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.embeddings import Embeddings
-from roberta_pln.flax.encoder import Encoder, LayerCache
+from roberta_pln.flax.encoder import Encoder
 from roberta_pln.flax.layers import Block
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
 from roberta_pln.outputs import BaseModelOutput
@@ -54,7 +57,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         inputs_embeds: Array | None = None,
         encoder_hidden_states: Array | None = None,
         encoder_attention_mask: Array | None = None,
-        past_key_values: tuple[LayerCache, ...] | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -74,14 +77,16 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             inputs_embeds: (B, T, D) instead of the word embeddings of `input_ids`.
             encoder_hidden_states: (B, encoder tokens, D), read by the cross-attention of a decoder.
             encoder_attention_mask: as `attention_mask`, over the encoder's tokens.
-            past_key_values: a decoder's cache from an earlier call, N items.
+            past_key_values: a decoder's cache from an earlier call, N items; or one from `init_cache`, whose arrays
+                have `max_length` tokens at every step, as have then the masks (S = max_length).
             use_cache: whether a decoder returns its cache; the config's value if not given.
             output_attentions, output_hidden_states, return_dict: the config's values if not given.
             deterministic: `False` applies dropout, which draws from the `dropout` key of `rngs`.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values. A row with an id that is out of
-            range is NaN when its value cannot be read, which is so in traced code.
+            range is NaN when its value cannot be read, which is so in traced code; and so is every row when tokens do
+            not fit into a cache from `init_cache`.
 
         Raises:
             InputError: when an argument breaks a rule of `checks`.
@@ -90,6 +95,9 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        checks.switches(
+            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -102,22 +110,26 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         else:
             checks.shape("inputs_embeds", inputs_embeds.shape, (None, None, config.hidden_size))
             batch, queries = inputs_embeds.shape[:2]
-        past_length = past_key_values[0][0].shape[2] if past_key_values else 0
-        checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
+        encoder_hidden_states = self.states(encoder_hidden_states)
+        if encoder_hidden_states is not None:
+            checks.encoder_states(config)
+            checks.shape("encoder_hidden_states", encoder_hidden_states.shape, (batch, None, config.hidden_size))
+        past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
+        known = past_length if isinstance(past_length, int) else 0  # what a traced cache holds shows as NaN only
+        checks.sequence_length(queries, known, config, automatic=position_ids is None)
+        keys = cache.keys(past_key_values, past_length, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
 
         hidden_states = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, past_length, deterministic
         )
-        bias = self.bias("attention_mask", attention_mask, hidden_states, past_length + queries, config.is_decoder)
+        tokens = past_length + queries
+        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder, tokens)
         encoder_bias = None
-        encoder_hidden_states = self.states(encoder_hidden_states)
         if encoder_hidden_states is None and config.add_cross_attention and self.is_initializing():
             encoder_hidden_states = hidden_states  # Linen makes a layer when it is called; a model has all of them
         if encoder_hidden_states is not None:
-            checks.encoder_states(config)
-            checks.shape("encoder_hidden_states", encoder_hidden_states.shape, (batch, None, config.hidden_size))
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_hidden_states.shape[1], False
             )
@@ -127,24 +139,47 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             self.head_masks(head_mask),
             encoder_hidden_states,
             encoder_bias,
-            past_key_values,
+            cache.unpack(past_key_values),
             use_cache,
             output_attentions,
             output_hidden_states,
             deterministic,
         )
+        if record.past_key_values is not None and isinstance(past_key_values, Mapping):
+            record.past_key_values = cache.pack(record.past_key_values, past_key_values)
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
         if self.pooler is not None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
 
-    def bias(self, name: str, mask: Array | None, hidden_states: Array, keys: int, causal: bool) -> Array | None:
+    def past_length(
+        self, past_key_values: Cache | None, batch: int, encoder_hidden_states: Array | None
+    ) -> int | Array:
+        """Check a cache and count its tokens."""
+        if past_key_values is None:
+            return 0
+        if isinstance(past_key_values, Mapping):
+            cache.check(past_key_values, batch, self.config, self.dtype)
+            return cache.tokens(past_key_values)
+        encoder_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
+        return past_key_values[0][0].shape[2] if past_key_values else 0
+
+    def bias(
+        self,
+        name: str,
+        mask: Array | None,
+        hidden_states: Array,
+        keys: int,
+        causal: bool,
+        tokens: int | Array | None = None,
+    ) -> Array | None:
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
         batch, queries = hidden_states.shape[:2]
         mask = self.tensor(mask)
         if mask is not None:
             checks.attention_mask(name, mask.shape, batch, queries, keys, self.config.num_attention_heads)
-        return attention_bias(mask, queries, keys, causal, softmax_dtype(hidden_states.dtype))
+        return attention_bias(mask, queries, keys, causal, softmax_dtype(hidden_states.dtype), tokens)
 
     def head_masks(self, head_mask: Array | None) -> Array | None:
         """Check a head mask and give every layer its row, (H,) or (N, H) -> (N, H)."""
@@ -204,7 +239,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        past_key_values: tuple[LayerCache, ...] | None = None,
+        past_key_values: Cache | None = None,
         *,
         inputs_embeds: Array | None = None,
         use_cache: bool | None = None,
@@ -234,3 +269,15 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
             return_dict,
         )
+
+    def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
+        """An empty cache, to be given as `past_key_values`, whose arrays keep their shapes at every step.
+
+        Args:
+            batch_size: B of the calls.
+            max_length: the most tokens that it can hold.
+
+        Raises:
+            InputError: when the model is no decoder, or `max_length` exceeds `max_position_embeddings`.
+        """
+        return cache.init(self.config, batch_size, max_length, self.dtype)

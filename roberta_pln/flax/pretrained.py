@@ -11,11 +11,12 @@ import numpy as np
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
-from roberta_pln import checkpoint, checks, loading, schema
+from roberta_pln import checkpoint, checks, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.flax import records, weights  # noqa: F401  records registers itself
+from roberta_pln.flax import records, sharding, weights  # noqa: F401  records registers itself
 from roberta_pln.flax.layers import Block
 from roberta_pln.outputs import ModelOutput
 
@@ -71,6 +72,7 @@ class PreTrainedModule(Block):
     def returned(self, record: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
         """The record, or its tuple form if the call or the config asks for it."""
         as_record = self.config.return_dict if return_dict is None else return_dict
+        checks.switches(return_dict=as_record)
         return record if as_record else record.plain()
 
 
@@ -115,6 +117,7 @@ class RobertaPreLayerNormPreTrainedModel:
         self.key = jax.random.PRNGKey(seed)
         self.module = self.module_class(config, self.dtype, self.param_dtype, gradient_checkpointing, **options)
         self._params: dict[str, Any] | None = None
+        self.frozen: set[str] = set()
         weights.check(self, input_shape)
         if _do_init:
             self.params = self.init_weights(self.key, input_shape)
@@ -253,9 +256,45 @@ class RobertaPreLayerNormPreTrainedModel:
         """The path of every parameter."""
         return set(weights.shapes(self))
 
-    def num_parameters(self) -> int:
-        """Number of parameters, shared ones counted once."""
-        return sum(parameter.size for parameter in self.parameters_of_schema.values())
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, shared ones counted once.
+
+        Args:
+            only_trainable: leave frozen ones out.
+            exclude_embeddings: leave the tables of tokens, positions, types and distances out.
+        """
+        return sum(
+            parameter.size
+            for name, parameter in self.parameters_of_schema.items()
+            if not (exclude_embeddings and parameter.module.kind == "table")
+            and not (only_trainable and name in self.frozen)
+        )
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a tied decoder computes with the word table itself."""
+
+    def freeze(self, *paths: str) -> None:
+        """Take parameters out of training: `trainable_mask` says so to the optimizer, who decides in Flax.
+
+        Args:
+            paths: parameters, or modules with all that is in them, by canonical name, such as
+                `roberta_prelayernorm.embeddings`; the whole base model if none is given.
+        """
+        self.frozen |= {item.name for item in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,))}
+
+    def unfreeze(self, *paths: str) -> None:
+        """Take parameters back into training; see `freeze`."""
+        self.frozen -= {item.name for item in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,))}
+
+    def trainable_mask(self) -> dict[str, Any]:
+        """A tree of booleans in the form of the parameters, false where they are frozen.
+
+        `optax.multi_transform({True: optimizer, False: optax.set_to_zero()}, model.trainable_mask())` trains the rest.
+        """
+        parameters = self.parameters_of_schema.items()
+        return unflatten_dict(
+            {weights.owner(self, parameter): name not in self.frozen for name, parameter in parameters}
+        )
 
     def to_bf16(self, params: Params, mask: Params | None = None) -> Params:
         """A copy of the parameters in bfloat16; with a mask, a tree of booleans, only those where it is true."""
@@ -268,6 +307,142 @@ class RobertaPreLayerNormPreTrainedModel:
     def to_fp32(self, params: Params, mask: Params | None = None) -> Params:
         """A copy of the parameters in float32; see `to_bf16`."""
         return cast(params, jnp.float32, mask)
+
+    def partition_specs(self, mesh: Mesh | AbstractMesh, rules: sharding.Rules) -> dict[str, Any]:
+        """How to share the parameters out over a mesh of devices: a `PartitionSpec` for each, nested as `params` are.
+
+        Args:
+            mesh: the devices, with names for its axes.
+            rules: axes of `schema.MODULES` to axes of the mesh, such as `{"attention_size": "model",
+                "intermediate_size": "model", "vocab_size": "model"}`; the others stay whole. An axis of the mesh shares
+                out one axis of an array: the first that asks for it, in the order of the schema.
+
+        Raises:
+            ValueError: when a rule names an axis that is not there, or one whose length the mesh does not divide.
+        """
+        return unflatten_dict(sharding.partition_specs(self, mesh, rules))
+
+    # ------------------------------------------------------------- gradient checkpointing
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Let the backward pass compute each layer anew instead of keeping its insides: less memory, same numbers.
+
+        What is compiled already stays as it is.
+        """
+        self.module = self.module.clone(gradient_checkpointing=True)
+
+    enable_gradient_checkpointing = gradient_checkpointing_enable
+    """The name in transformers."""
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep the insides of the layers for the backward pass again."""
+        self.module = self.module.clone(gradient_checkpointing=False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes each layer anew."""
+        return self.module.gradient_checkpointing
+
+    # ------------------------------------------------------------- embeddings and heads
+
+    def get_input_embeddings(self, params: Params | None = None) -> Array:
+        """The word table, (V, D)."""
+        return self.table(surgery.WORD_TABLE, params)
+
+    def set_input_embeddings(self, value: Array, params: Params | None = None) -> Params:
+        """Take an array (V, D) for the word table; a tied decoder follows. Returns the parameters with it, which are
+        the model's own unless `params` are given."""
+        return self.set_table(surgery.WORD_TABLE, value, params)
+
+    def get_output_embeddings(self, params: Params | None = None) -> Array | None:
+        """What turns states into logits of tokens, (V, D); None without a language model."""
+        if self.head not in schema.LM_HEADS:
+            return None
+        return self.table(surgery.WORD_TABLE if self.config.tie_word_embeddings else surgery.DECODER, params)
+
+    def set_output_embeddings(self, value: Array, params: Params | None = None) -> Params:
+        """Take an array (V, D) for the decoder of an untied language model; see `set_input_embeddings`."""
+        checks.own_decoder(self.config, self.head)
+        return self.set_table(surgery.DECODER, value, params)
+
+    def table(self, name: str, params: Params | None) -> Array:
+        """A parameter of (V, D)."""
+        parameter = self.parameters_of_schema[name]
+        array = weights.get(self.params if params is None else params, weights.owner(self, parameter))
+        return array.T if parameter.leaf.transposed else array
+
+    def set_table(self, name: str, value: Array, params: Params | None) -> Params:
+        """Take the values of an array for a parameter of (V, D)."""
+        parameter, array = self.parameters_of_schema[name], np.asarray(value)
+        checks.table(array.shape, parameter.shape)
+        return self.put([(parameter, array.astype(self.table(name, params).dtype))], params)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        params: Params | None = None,
+    ) -> Params:
+        """Change the number of tokens; the decoder and its bias follow, and `config.vocab_size`.
+
+        Args:
+            new_num_tokens: rows at the end are cut off, or new ones appended; the number there is if not given.
+            pad_to_multiple_of: the number is rounded up to a multiple of this.
+            mean_resizing: whether new rows lie around the mean of the old ones; see `surgery.resize_vocabulary`.
+            params: the parameters, if the model has none of its own.
+
+        Returns:
+            The parameters with the new tables: make the state of the optimizer after this.
+
+        Raises:
+            ConfigError: when the number is no positive integer, or would cut off a special token.
+        """
+        params_before = self.params if params is None else params
+        size = surgery.vocabulary_size(self.config, new_num_tokens, pad_to_multiple_of)
+        if size == self.config.vocab_size:
+            return params_before
+        tensors = weights.dump(self, params_before)
+        return self.reshape(*surgery.resize_vocabulary(tensors, self.config, size, mean_resizing), params)
+
+    def prune_heads(self, heads: Mapping[int, Iterable[int]], params: Params | None = None) -> Params:
+        """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
+
+        Args:
+            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+            params: the parameters, if the model has none of its own.
+
+        Returns:
+            The parameters that are left.
+
+        Raises:
+            ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
+        """
+        tensors = weights.dump(self, self.params if params is None else params)
+        return self.reshape(*surgery.prune_heads(tensors, self.config, heads), params)
+
+    def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig, params: Params | None) -> Params:
+        """Become the model of another config: take its values over, and the tensors that have another shape there.
+
+        Raises:
+            ValueError: when parameters are given to a model that has its own, which would not fit it any more.
+        """
+        if params is not None and self._params is not None:
+            raise ValueError(
+                "a model changes its shape with the parameters that it holds: set model.params to the ones given, or "
+                "make the model with _do_init=False"
+            )
+        vars(self.config).update(vars(config))
+        parameters = self.parameters_of_schema
+        return self.put([(parameters[name], array) for name, array in tensors.items()], params)
+
+    def put(self, tensors: Iterable[tuple[schema.Parameter, np.ndarray]], params: Params | None) -> Params:
+        """Parameters with some canonical tensors in their places; the model's own unless `params` are given."""
+        kept = flatten_dict(unfreeze(self.params if params is None else params))
+        changed = unflatten_dict({**kept, **weights.load(self, tensors)})
+        if params is None:
+            self.params = changed
+        return changed
 
     # ------------------------------------------------------------- calls
 

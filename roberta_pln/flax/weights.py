@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from roberta_pln import schema
+from roberta_pln.checkpoint.stored import transpose
 from roberta_pln.flax.layers import at_least_float32
 from roberta_pln.schema import Parameter
 
@@ -75,7 +76,7 @@ def initialize(model: Model, parameters: Iterable[Parameter], rng: Array) -> dic
             key = jax.random.fold_in(rng, np.uint32(zlib.crc32(parameter.name.encode())))
             array = normal(key, model.config.initializer_range, shape, model.param_dtype)
         else:
-            array = jnp.full(shape, 1.0 if parameter.initializer == "ones" else 0.0, model.param_dtype)
+            array = jnp.full(shape, parameter.initializer, model.param_dtype)
         if parameter.module.padding:
             array = array.at[model.config.pad_token_id].set(0)
         fresh[owner(model, parameter)] = array
@@ -92,7 +93,7 @@ def normal(key: Array, scale: float, shape: tuple[int, ...], dtype: DTypeLike) -
 def load(model: Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> dict[Path, Array]:
     """Canonical tensors as this framework's arrays, one at a time."""
     return {
-        owner(model, parameter): to_array(array.T if parameter.leaf.transposed else array)
+        owner(model, parameter): to_array(transpose(array) if parameter.leaf.transposed else array)
         for parameter, array in tensors
     }
 
@@ -107,5 +108,5 @@ def dump(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def to_array(array: np.ndarray) -> Array:
-    """An array with its own copy of the values."""
-    return jnp.array(np.ascontiguousarray(array))
+    """An array of the values; it may share memory with what it is made of, which nobody else may write to then."""
+    return jax.device_put(np.ascontiguousarray(array))

@@ -25,7 +25,7 @@ def dtypes(params):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(safe_serialization=False), *(dict(format=f) for f in checkpoint.FORMATS)]
+    "options", [dict(), dict(safe_serialization=False), *(dict(format=f) for f in FORMATS)]
 )
 def test_round_trip(folder, tmp_path, options):
     model = RobertaPreLayerNormForMaskedLM.from_pretrained(folder)

@@ -46,7 +46,7 @@ class ModelOutput:
         return getattr(self, name) if name in self.keys() else default
 
     def named_arrays(self) -> Iterator[tuple[str, Array]]:
-        """Every array with its name; items of a tuple are numbered, as in `hidden_states.0`."""
+        """Every array with its name; items of a tuple are numbered, as in `hidden_states.0`, those of a dict named."""
         for name, value in self.items():
             yield from _named(name, value)
 
@@ -77,16 +77,16 @@ class ModelOutput:
 
 
 def _named(name: str, value: Any) -> Iterator[tuple[str, Array]]:
-    if not isinstance(value, tuple):
+    if not isinstance(value, tuple | dict):
         yield name, value
         return
-    for index, item in enumerate(value):
-        yield from _named(f"{name}.{index}", item)
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _named(f"{name}.{key}", item)
 
 
 @dataclass(eq=False)
 class BaseModelOutput(ModelOutput):
-    """What the base model returns."""
+    """What the base model returns. In TensorFlow the cache comes before the hidden states."""
 
     last_hidden_state: Array  # (B, T, D), after the final LayerNorm
     pooler_output: Array | None = None  # (B, D), tanh of a dense layer over the first token

@@ -3,7 +3,8 @@
 What Keras forces to differ: `call` in place of `forward`, with `training` as an argument that Keras hands on to every
 layer; every layer is constructed with what its model shares, a dtype policy and a generator of seeds; heads have their
 arguments in the order of transformers' TensorFlow classes; the tied decoder reads the word table and has no name of
-its own. `layers.py` has what PyTorch offers ready-made.
+its own. `layers.py` has what PyTorch offers ready-made, `optimizers.py` the AdamW that it has, and `serving.py`
+what `export` writes.
 """
 
 import keras
@@ -25,6 +26,7 @@ from roberta_pln.tf.heads import (
     RobertaPreLayerNormForTokenClassification,
 )
 from roberta_pln.tf.model import RobertaPreLayerNormModel
+from roberta_pln.tf.optimizers import AdamW
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
 # The names that these classes have in transformers.
@@ -38,6 +40,7 @@ TFRobertaPreLayerNormModel = RobertaPreLayerNormModel
 TFRobertaPreLayerNormPreTrainedModel = RobertaPreLayerNormPreTrainedModel
 
 __all__ = [
+    "AdamW",
     "RobertaPreLayerNormConfig",
     "RobertaPreLayerNormForCausalLM",
     "RobertaPreLayerNormForMaskedLM",

@@ -25,8 +25,8 @@ class MultiHeadAttention(Module):
         self, config: RobertaPreLayerNormConfig, kept_heads: list[int], relative: bool, shared: Shared
     ) -> None:
         super().__init__(shared)
-        self.kept_heads = kept_heads
-        self.num_heads, self.head_size = len(kept_heads), config.head_size
+        self.keep(kept_heads)
+        self.head_size = config.head_size
         size = self.num_heads * self.head_size
         self.query = Dense(config.hidden_size, size, shared)
         self.key = Dense(config.hidden_size, size, shared)
@@ -36,6 +36,10 @@ class MultiHeadAttention(Module):
         self.relative_key = relative and config.position_embedding_type == "relative_key_query"
         if relative:
             self.distance_embedding = Embedding(2 * config.max_position_embeddings - 1, config.head_size, shared)
+
+    def keep(self, kept_heads: list[int]) -> None:
+        """Count on these heads from now on."""
+        self.kept_heads, self.num_heads = kept_heads, len(kept_heads)
 
     def project(self, hidden_states: tf.Tensor) -> KeyValue:
         """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
@@ -114,8 +118,7 @@ class Attention(Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig, layer: int, cross: bool, shared: Shared) -> None:
         super().__init__(shared)
-        pruned = [] if cross else config.pruned_heads.get(layer, [])
-        kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        kept_heads = list(range(config.num_attention_heads)) if cross else config.kept_heads(layer)
         relative = config.position_embedding_type != "absolute" and not cross
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, shared)
         self.self = MultiHeadAttention(config, kept_heads, relative, shared)

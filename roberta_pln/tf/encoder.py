@@ -1,13 +1,15 @@
 """The pre-norm layer and the stack of them."""
 
+from functools import partial
+
 import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.outputs import BaseModelOutput
-from roberta_pln.tf.activations import ACTIVATIONS
+from roberta_pln.tf.activations import activation
 from roberta_pln.tf.attention import Attention
-from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, recomputed
+from roberta_pln.tf.records import BaseModelOutput
 
 LayerCache = tuple[tf.Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
@@ -20,10 +22,10 @@ class Intermediate(Module):
         super().__init__(shared)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, shared)
         self.dense = Dense(config.hidden_size, config.intermediate_size, shared)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.intermediate_act_fn = activation(config, shared)
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.activation(self.dense(self.LayerNorm(hidden_states)))
+        return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
 
 
 class Output(Module):
@@ -31,7 +33,7 @@ class Output(Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
         super().__init__(shared)
-        self.dense = Dense(config.intermediate_size, config.hidden_size, shared)
+        self.dense = Dense(config.activated_size, config.hidden_size, shared)
         self.dropout = Dropout(config.hidden_dropout_prob, shared)
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
@@ -64,7 +66,9 @@ class Layer(Module):
         encoder_bias: tf.Tensor | None,
         past: LayerCache | None,
         output_attentions: bool,
-    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None, LayerCache]:
+        use_cache: bool,  # what a recomputed layer returns is kept, so it returns no more than is asked for
+        training: bool = False,  # Keras hands it on to the layers inside, a second time only if it is given again
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None, LayerCache | None]:
         hidden_states, attentions, cache = self.attention(
             hidden_states,
             bias,
@@ -84,8 +88,8 @@ class Layer(Module):
                 cross_past,
                 output_attentions=output_attentions,
             )
-            cache = cache + cross_cache
-        return self.feed_forward(hidden_states), attentions, cross_attentions, cache
+            cache = (*cache, *cross_cache)
+        return self.feed_forward(hidden_states), attentions, cross_attentions, cache if use_cache else None
 
     def feed_forward(self, hidden_states: tf.Tensor) -> tf.Tensor:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
@@ -105,6 +109,10 @@ class Encoder(Module):
     def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
         super().__init__(shared)
         self.layer = [Layer(config, i, shared) for i in range(config.num_hidden_layers)]
+        for i, layer in enumerate(self.layer):  # tf.train.Checkpoint does not look into lists that Keras tracks
+            self._track_trackable(layer, f"layer.{i}")
+        self.seed_generator = shared.seed_generator
+        self.gradient_checkpointing = False
 
     def call(
         self,
@@ -117,18 +125,22 @@ class Encoder(Module):
         use_cache: bool,
         output_attentions: bool,
         output_hidden_states: bool,
+        training: bool = False,
     ) -> BaseModelOutput:
         """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
         for i, layer in enumerate(self.layer):
-            hidden_states, attention, cross_attention, cache = layer(
+            run = partial(recomputed, layer, self.seed_generator) if self.gradient_checkpointing else layer
+            hidden_states, attention, cross_attention, cache = run(
                 hidden_states,
                 bias,
                 None if head_mask is None else head_mask[i],
                 encoder_hidden_states,
                 encoder_bias,
-                None if past_key_values is None else past_key_values[i],
+                past_key_values[i] if past_key_values else None,
                 output_attentions=output_attentions,
+                use_cache=use_cache,
+                training=training,
             )
             states += (hidden_states,) if output_hidden_states else ()
             attentions += (attention,) if output_attentions else ()

@@ -1,13 +1,16 @@
-"""What `torch.nn` is for `pt`: the layers that hold weights, and dropout.
+"""What `torch.nn` is for `pt`: the layers that hold weights, dropout, and recomputation.
 
 Weights are there as soon as a layer is constructed, zero until `weights` fills them. Every layer casts them to its
 compute dtype where it uses them, so that mixed-precision policies need no autocasting.
 """
 
 import math
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -29,6 +32,14 @@ class Module(keras.layers.Layer):
         """A weight that reads in its own dtype everywhere."""
         return super().add_weight(*args, autocast=False, **options)
 
+    def replace_weight(self, name: str, shape: tuple[int, ...]) -> None:
+        """Put a weight of another shape in the place of one; its values are zero."""
+        old = getattr(self, name)
+        self._tracker.unlock()  # Keras closes the list of weights of a layer that is built, and so its own layers do
+        self._untrack_variable(old)
+        setattr(self, name, self.add_weight(shape, initializer="zeros", name=name, trainable=old.trainable))
+        self._tracker.lock()
+
 
 class Dense(Module):
     """x kernel + bias over the last axis."""
@@ -48,13 +59,20 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, size: int, shared: Shared, padding_idx: int | None = None) -> None:
         super().__init__(shared)
-        self.num_embeddings, self.padding_idx = num_embeddings, padding_idx
+        self.padding_idx = padding_idx
         self.embeddings = self.add_weight((num_embeddings, size), initializer="zeros", name="embeddings")
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return self.embeddings.shape[0]
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         # For ids out of range a gather raises on one device, gives zeros on another, and the nearest row under XLA.
         known = (ids >= 0) & (ids < self.num_embeddings)
-        rows = tf.cast(tf.gather(self.embeddings, tf.where(known, ids, 0)), self.compute_dtype)
+        # The reshape makes the gradient dense: of slices, Keras' Adam squares those of one row each for itself.
+        table = tf.reshape(self.embeddings, self.embeddings.shape)
+        rows = tf.cast(tf.gather(table, tf.where(known, ids, 0)), self.compute_dtype)
         if self.padding_idx is not None:
             rows = tf.where((ids == self.padding_idx)[..., None], tf.stop_gradient(rows), rows)
         return tf.where(known[..., None], rows, math.nan)
@@ -92,8 +110,62 @@ class Dropout(Module):
         if self.rate == 1:
             return tf.zeros_like(inputs)
         # Drawn in float32 for every dtype: half precision has too few numbers between 0 and 1 to keep the rate.
-        draws = tf.random.stateless_uniform(tf.shape(inputs), tf.cast(self.seed_generator.next(), tf.int32))
+        draws = tf.random.stateless_uniform(tf.shape(inputs), tf.cast(next_seed(self.seed_generator), tf.int32))
         return tf.where(draws >= self.rate, inputs / (1 - self.rate), 0)
+
+
+class Replay:
+    """The seeds that a generator gives from a state on, without touching the generator."""
+
+    def __init__(self, state: tf.Tensor) -> None:
+        self.state, self.count = state, 0
+
+    def next(self) -> tf.Tensor:
+        self.count += 1
+        return self.state + np.array([0, self.count - 1])
+
+
+_replay: ContextVar[Replay | None] = ContextVar("replay", default=None)
+
+
+def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """The generator's next seed, (2,); each replica of a distributed step has its own."""
+    seed = (_replay.get() or generator).next()
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return seed
+    return tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+
+
+def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args: Any, **options: Any) -> Any:
+    """function(*args, **options), of which the backward pass computes the insides anew instead of keeping them.
+
+    Args:
+        function: what maps nests of tensors and None to such a nest. A tensor that is to get a gradient is an argument,
+            a variable may be anywhere.
+        generator: what the dropout inside draws from. Both times it draws what it would have drawn without this.
+    """
+    state, drawn, structure = generator.state * 1, 0, None
+
+    def differentiable(leaf: tf.Tensor | None) -> bool:
+        return leaf is not None and leaf.dtype.is_floating
+
+    def flat(*tensors: tf.Tensor) -> list[tf.Tensor]:  # what `recompute_grad` can take: no keywords, no None
+        nonlocal drawn, structure
+        leaves, replay = iter(tensors), Replay(state)
+        token = _replay.set(replay)
+        try:
+            given = tf.nest.map_structure(lambda leaf: next(leaves) if differentiable(leaf) else leaf, args)
+            result = function(*given, **options)
+        finally:
+            _replay.reset(token)
+        drawn, structure = replay.count, tf.nest.map_structure(lambda leaf: leaf is not None, result)
+        return [leaf for leaf in tf.nest.flatten(result) if leaf is not None]
+
+    results = iter(tf.recompute_grad(flat)(*filter(differentiable, tf.nest.flatten(args))))
+    if drawn:
+        generator.state.assign(generator.state + np.array([0, drawn]))
+    return tf.nest.map_structure(lambda there: next(results) if there else None, structure)
 
 
 def linear(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None, transpose: bool = False) -> tf.Tensor:

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.tf.attention import attention_bias, softmax_dtype
 from roberta_pln.tf.embeddings import Embeddings
 from roberta_pln.tf.encoder import Encoder, LayerCache
 from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, shape_of
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
+from roberta_pln.tf.records import BaseModelOutput
 
 
 class Pooler(Module):
@@ -92,6 +92,9 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        checks.switches(
+            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -103,7 +106,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         else:
             checks.shape("inputs_embeds", tuple(inputs_embeds.shape), (None, None, config.hidden_size))
             batch, queries = inputs_embeds.shape[:2]
-        past_length = shape_of(past_key_values[0][0])[2] if past_key_values else 0
+        if encoder_hidden_states is not None:
+            checks.encoder_states(config)
+            checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
+        past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
         if isinstance(past_length, int):  # a graph of open length gives NaN instead
             checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
@@ -114,8 +120,6 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder)
         encoder_bias = None
         if encoder_hidden_states is not None:
-            checks.encoder_states(config)
-            checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
             encoder_keys = shape_of(encoder_hidden_states)[1]
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_keys, False
@@ -135,6 +139,16 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if self.pooler is not None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
+
+    def past_length(
+        self, past_key_values: tuple[LayerCache, ...] | None, batch: int, encoder_hidden_states: tf.Tensor | None
+    ) -> int | tf.Tensor:
+        """Check a cache and count its tokens."""
+        if past_key_values is None:
+            return 0
+        encoder_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
+        return shape_of(past_key_values[0][0])[2] if past_key_values else 0
 
     def bias(
         self, name: str, mask: tf.Tensor | None, hidden_states: tf.Tensor, keys: int | tf.Tensor, causal: bool

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from roberta_pln import checkpoint, checks, loading, schema
+from roberta_pln import checkpoint, checks, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import ModelOutput
-from roberta_pln.tf import records, weights  # noqa: F401  records registers itself
-from roberta_pln.tf.layers import Shared
+from roberta_pln.tf import records, serving, weights  # noqa: F401  records registers itself
+from roberta_pln.tf.layers import Dense, Embedding, Shared
 
 NATIVE_FORMAT = "h5"
 """What `save_pretrained(safe_serialization=False)` writes."""
@@ -105,6 +105,28 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
         checkpoint.save(weights.dump(self), directory, self.config, self.head, format)
 
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **options: Any,
+    ) -> None:
+        """Write the computation and the weights for TensorFlow Serving, or in another format that Keras has.
+
+        What is loaded again takes a mapping of inputs, `tf.saved_model.load(filepath).serve(inputs)`, and returns a
+        dictionary of the record's fields, without any code of this library; see `serving.tensors_of`. The config
+        decides about hidden states, attentions and the cache.
+
+        Args:
+            filepath, format, verbose, options: those of Keras.
+            input_signature: the arguments of a call as `tf.TensorSpec`; if not given one mapping of `input_ids`,
+                `attention_mask` and `token_type_ids`, int32 (B, T) of any lengths, or (B, C, T) with choices.
+        """
+        wanted = serving.signature(self) if input_signature is None else input_signature
+        serving.Served(self).export(filepath, format, verbose, wanted, **options)
+
     def get_config(self) -> dict[str, Any]:
         """What Keras needs to construct the model again."""
         return {**super().get_config(), "config": self.config.to_dict()}
@@ -133,13 +155,149 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         return getattr(self, self.base_model_prefix, self)
 
     @property
+    def variables(self) -> list[keras.Variable]:
+        """Weights and the state of the generator of seeds, which Keras lists for every layer that draws."""
+        return list({id(variable): variable for variable in super().variables}.values())
+
+    @property
     def shared(self) -> Shared:
         """What the layers of this model have in common."""
         return Shared(self.dtype_policy, self.seed_generator)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters, shared ones counted once."""
-        return sum(int(np.prod(value.shape)) for value in (self.trainable_weights if only_trainable else self.weights))
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, shared ones counted once.
+
+        Args:
+            only_trainable: leave frozen ones out.
+            exclude_embeddings: leave the tables of tokens, positions, types and distances out.
+        """
+        return sum(
+            parameter.size
+            for parameter in self.parameters_of_schema.values()
+            if not (exclude_embeddings and parameter.module.kind == "table")
+            and not (only_trainable and not self.trains(parameter))
+        )
+
+    def trains(self, parameter: schema.Parameter) -> bool:
+        """Whether a parameter is trained: neither it is frozen nor a layer that it is in."""
+        return any(variable is weights.get(self, parameter) for variable in self.trainable_weights)
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew, as the schema says."""
+        weights.initialize(self, self.parameters_of_schema.values())
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a tied decoder computes with the word table itself."""
+
+    def freeze(self, *paths: str) -> None:
+        """Take parameters out of training.
+
+        Args:
+            paths: parameters, or modules with all that is in them, by canonical name, such as
+                `roberta_prelayernorm.embeddings`; the whole base model if none is given.
+        """
+        for parameter in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,)):
+            weights.get(self, parameter).trainable = False
+
+    def unfreeze(self, *paths: str) -> None:
+        """Take parameters back into training; see `freeze`."""
+        for parameter in schema.select(self.parameters_of_schema, paths or (schema.PREFIX,)):
+            weights.get(self, parameter).trainable = True
+
+    # ------------------------------------------------------------- gradient checkpointing
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Let the backward pass compute each layer anew instead of keeping its insides: less memory, same numbers.
+
+        TensorFlow has no second derivatives of what is computed anew.
+        """
+        self.base_model.encoder.gradient_checkpointing = True
+        self.train_function = None  # compiled without it
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep the insides of the layers for the backward pass again."""
+        self.base_model.encoder.gradient_checkpointing = False
+        self.train_function = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes each layer anew."""
+        return self.base_model.encoder.gradient_checkpointing
+
+    # ------------------------------------------------------------- embeddings and heads
+
+    def get_input_embeddings(self) -> Embedding:
+        """The layer with the word table, (V, D)."""
+        return self.base_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: Embedding | tf.Tensor) -> None:
+        """Take the values of a layer's table, or a tensor (V, D), for the word table; a tied decoder follows."""
+        self.set_table(surgery.WORD_TABLE, getattr(value, "embeddings", value))
+
+    def get_output_embeddings(self) -> Dense | Embedding | None:
+        """The layer that turns states into logits of tokens: an untied decoder, whose kernel is (D, V), or the layer
+        with the word table; None without a language model."""
+        if self.head not in schema.LM_HEADS:
+            return None
+        return self.get_input_embeddings() if self.config.tie_word_embeddings else self.lm_head.decoder
+
+    def set_output_embeddings(self, value: Dense | tf.Tensor) -> None:
+        """Take the values of a layer's kernel (D, V), or a tensor (V, D), for the decoder of an untied language
+        model."""
+        checks.own_decoder(self.config, self.head)
+        self.set_table(surgery.DECODER, tf.transpose(value.kernel) if isinstance(value, Dense) else value)
+
+    def set_table(self, name: str, value: tf.Tensor) -> None:
+        """Take the values of a tensor for a parameter of (V, D)."""
+        parameter, table = self.parameters_of_schema[name], np.asarray(value)
+        checks.table(table.shape, parameter.shape)
+        weights.load(self, [(parameter, table)])
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> Embedding:
+        """Change the number of tokens; the decoder and its bias follow, and `config.vocab_size`.
+
+        Args:
+            new_num_tokens: rows at the end are cut off, or new ones appended; the number there is if not given.
+            pad_to_multiple_of: the number is rounded up to a multiple of this.
+            mean_resizing: whether new rows lie around the mean of the old ones; see `surgery.resize_vocabulary`.
+
+        Returns:
+            The layer with the word table, as `get_input_embeddings`. Variables of another shape are new objects:
+            call `compile` after this.
+
+        Raises:
+            ConfigError: when the number is no positive integer, or would cut off a special token.
+        """
+        size = surgery.vocabulary_size(self.config, new_num_tokens, pad_to_multiple_of)
+        if size != self.config.vocab_size:
+            self.reshape(*surgery.resize_vocabulary(weights.dump(self), self.config, size, mean_resizing))
+        return self.get_input_embeddings()
+
+    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
+        """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
+
+        Args:
+            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+
+        Raises:
+            ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
+        """
+        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads))
+
+    def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig) -> None:
+        """Become the model of another config: take its values over, and the tensors that have another shape there."""
+        vars(self.config).update(vars(config))
+        for i, layer in enumerate(self.base_model.encoder.layer):
+            layer.attention.self.keep(config.kept_heads(i))
+        parameters = self.parameters_of_schema
+        weights.load(self, ((parameters[name], array) for name, array in tensors.items()))
+        self.train_function = self.test_function = self.predict_function = None  # compiled for the old variables
+        weights.check(self)
 
     # ------------------------------------------------------------- arguments
 
@@ -180,6 +338,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
     def returned(self, record: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
         """The record, or its tuple form if the call or the config asks for it."""
         as_record = self.config.return_dict if return_dict is None else return_dict
+        checks.switches(return_dict=as_record)
         return record if as_record else record.plain()
 
     # ------------------------------------------------------------- Keras' fit, evaluate and predict
@@ -194,7 +353,9 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
     ) -> tf.Tensor:
         """The loss of `compile` on the logits if there is one, and the model's own if not.
 
-        Labels are `y`, or `labels` in `x`.
+        Labels are `y`, or `labels` in `x`. With `tf.distribute` the own loss is the mean of the means of all replicas:
+        that of one device if all replicas have the same number of labels; if not, a label counts for more where there
+        are fewer, and a replica without any makes the step NaN.
 
         Raises:
             InputError: when there are no labels, or sample weights for the model's own loss.
@@ -216,12 +377,17 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         """The metrics of `compile`, on the logits."""
         return super().compute_metrics(x, self.labels_of(x, y), self.logits_of(y_pred), sample_weight)
 
-    def predict_step(self, data: Any) -> ModelOutput:
-        """The record for one batch; labels are left out."""
+    def predict_step(self, data: Any) -> ModelOutput | tuple | dict[str, Any]:
+        """The record for one batch; labels are left out.
+
+        With several replicas it is a dictionary, since `tf.distribute` cannot put records together.
+        """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(x, Mapping):
             x = {name: value for name, value in x.items() if name not in self.label_names}
-        return self(x, training=False)
+        record = self(x, training=False)
+        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        return dict(record.items()) if several and isinstance(record, ModelOutput) else record
 
     def labels_of(self, x: Any, y: Any) -> Any:
         """The labels of one batch of `fit`: one tensor, or a tuple where the head has several; None without any."""

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from roberta_pln import schema
+from roberta_pln.checkpoint.stored import transpose
 from roberta_pln.schema import Parameter
 
 _blank = ContextVar("blank", default=False)
@@ -24,12 +25,18 @@ def left_blank() -> Iterator[None]:
         _blank.reset(token)
 
 
+def owner(model: keras.Model, parameter: Parameter) -> tuple[keras.Layer, str]:
+    """The layer that holds a parameter, and the parameter's name in it."""
+    layer = model
+    for part in schema.path(parameter.name, model.head).split(".")[:-1]:
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+    return layer, parameter.leaf.tf
+
+
 def get(model: keras.Model, parameter: Parameter) -> keras.Variable:
     """The framework's array of a parameter."""
-    owner = model
-    for part in schema.path(parameter.name, model.head).split(".")[:-1]:
-        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
-    return getattr(owner, parameter.leaf.tf)
+    layer, name = owner(model, parameter)
+    return getattr(layer, name)
 
 
 def check(model: keras.Model) -> None:
@@ -58,7 +65,7 @@ def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
     for parameter in parameters:
         variable = get(model, parameter)
         if parameter.initializer != "normal":
-            variable.assign(np.full(variable.shape, 1 if parameter.initializer == "ones" else 0))
+            variable.assign(np.full(variable.shape, parameter.initializer))
             continue
         values = keras.random.normal(
             variable.shape, stddev=model.config.initializer_range, dtype="float32", seed=model.seed_generator
@@ -69,9 +76,13 @@ def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
 
 
 def load(model: keras.Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> None:
-    """Put canonical tensors in place, one at a time."""
+    """Put canonical tensors in place, one at a time; a tensor may have another shape than the one before."""
     for parameter, array in tensors:
-        get(model, parameter).assign(array.T if parameter.leaf.transposed else array)
+        array = transpose(array) if parameter.leaf.transposed else array
+        layer, name = owner(model, parameter)
+        if tuple(getattr(layer, name).shape) != array.shape:
+            layer.replace_weight(name, array.shape)
+        getattr(layer, name).assign(array)
 
 
 def dump(model: keras.Model) -> dict[str, np.ndarray]:

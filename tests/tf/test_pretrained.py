@@ -1,5 +1,8 @@
 """Loading and saving, by this library and by Keras."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -104,6 +107,30 @@ def test_models_of_keras(dtype, tmp_path):
     assert type(loaded) is RobertaPreLayerNormModel
     assert (loaded.name, loaded.dtype_policy.name, loaded.config) == ("mine", dtype, model.config)
     np.testing.assert_array_equal(loaded(IDS).last_hidden_state, model(IDS).last_hidden_state)
+
+
+def test_checkpoints_of_tensorflow(saved, tmp_path):
+    model, other = RobertaPreLayerNormForMaskedLM.from_pretrained(saved), RobertaPreLayerNormForMaskedLM(tiny_config())
+    path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+    tf.train.Checkpoint(model=other).restore(path).assert_consumed()
+    assert all(np.array_equal(a, b) for a, b in zip(other.weights, model.weights, strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies(copied, saved):
+    model = RobertaPreLayerNormForMaskedLM.from_pretrained(saved)
+    other = copied(model)
+    np.testing.assert_array_equal(other(IDS).logits, model(IDS).logits)
+    other.lm_head.bias.assign(other.lm_head.bias + 1)
+    assert not np.array_equal(other(IDS).logits, model(IDS).logits)
+
+
+def test_every_variable_is_listed_once(saved):
+    model = RobertaPreLayerNormForMaskedLM.from_pretrained(saved)
+    assert len({variable.path for variable in model.variables}) == len(model.variables) == len(model.weights) + 1
+    model.compile()
+    trainable = model.get_state_tree()["trainable_variables"]
+    assert len(keras.tree.flatten(trainable)) == len(model.weights)
 
 
 def test_the_outline_of_the_schema_is_checked():

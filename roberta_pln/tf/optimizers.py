@@ -1,0 +1,78 @@
+"""The optimizer that trains as PyTorch's and optax's do."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from roberta_pln.tf.layers import at_least_float32
+
+Rate = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]
+
+
+@keras.saving.register_keras_serializable("roberta_pln")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW as `torch.optim.AdamW` and `optax.adamw` have it: p -= rate * (m^ / (sqrt(v^) + epsilon) + decay * p).
+
+    m^ and v^ are the moments after their bias correction. Keras' own class adds epsilon to sqrt(v) before it, has the
+    rate, decay and betas in float32 whatever the model is in, takes the powers of the betas in the variable's dtype
+    (in bfloat16, where 0.999 is 1, nothing moves), and squares and clips each slice of a gradient by itself, though
+    several may be of one row. Here scalars are float64, moments are computed in at least float32, and slices are added
+    up first.
+
+    Args:
+        learning_rate: a number, a schedule of Keras, which computes in float32, or a function.
+        weight_decay: as a part of the rate; `exclude_from_weight_decay` takes variables out of it.
+        beta_1, beta_2, epsilon: the constants of the moments. All defaults are PyTorch's.
+        **options: those of `keras.optimizers.AdamW`: `amsgrad`, `global_clipnorm`, `gradient_accumulation_steps`, ...
+    """
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        weight_decay: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        **options: Any,
+    ) -> None:
+        # TensorFlow reads a Python number as float32 before it casts it, and one of NumPy in its own precision.
+        super().__init__(learning_rate, np.float64(weight_decay), beta_1, beta_2, epsilon, **options)
+        if isinstance(self._learning_rate, keras.Variable):
+            self._untrack_variable(self._learning_rate)
+            self._learning_rate = keras.Variable(
+                learning_rate,
+                dtype="float64",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="learning_rate",
+            )
+            self._track_variable(self._learning_rate)
+
+    def apply(
+        self, grads: Sequence[tf.Tensor | tf.IndexedSlices | None], trainable_variables: Sequence[Any] | None = None
+    ) -> None:
+        """Update the variables, with dense gradients."""
+        super().apply([None if grad is None else tf.convert_to_tensor(grad) for grad in grads], trainable_variables)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Move one variable, after Keras has applied the weight decay to it."""
+        dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        step = tf.cast(self.iterations + 1, tf.float64)
+        correction_1, correction_2 = (1 - tf.constant(beta, tf.float64) ** step for beta in (self.beta_1, self.beta_2))
+
+        gradient = tf.cast(gradient, dtype)
+        m, v = tf.cast(first, dtype), tf.cast(second, dtype)
+        m = m + (gradient - m) * (1 - self.beta_1)
+        v = v + (tf.square(gradient) - v) * (1 - self.beta_2)
+        self.assign(first, m)
+        self.assign(second, v)
+        if self.amsgrad:
+            v = tf.maximum(tf.cast(self._velocity_hats[index], dtype), v)
+            self.assign(self._velocity_hats[index], v)
+        rate = tf.cast(tf.cast(learning_rate, tf.float64) / correction_1, dtype)
+        denominator = tf.sqrt(v) / tf.cast(tf.sqrt(correction_2), dtype) + self.epsilon
+        self.assign(variable, tf.cast(variable, dtype) - rate * m / denominator)

@@ -1,0 +1,135 @@
+"""Gradient checkpointing computes every layer a second time, and changes no number."""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+from roberta_pln import tf as backend
+from roberta_pln.schema import architecture
+from roberta_pln.tf.encoder import Layer
+from roberta_pln.tf.probe import objective
+from tests.contract import INPUTS, random_ids, tiny_config, with_labels
+
+ROUNDINGS = 1e-14  # of numbers up to about 10: what several branches send back is added up in another order
+
+RATES = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+RNG = np.random.default_rng(0)
+EVERYTHING = {
+    "inputs_embeds": RNG.standard_normal((3, 4, 32)),
+    "attention_mask": np.array([[1] * 6, [0] + [1] * 5, [0] * 6]),
+    "head_mask": RNG.random((1, 4)),
+    "encoder_hidden_states": RNG.standard_normal((3, 5, 32)),
+    "past_key_values": ((RNG.standard_normal((3, 4, 2, 8)), RNG.standard_normal((3, 4, 2, 8))),),
+}
+FLAGS = dict(use_cache=True, output_attentions=True, output_hidden_states=True)
+
+CASES = {
+    "no mask": ("ForMaskedLM", {}, with_labels(INPUTS["no mask"]), {}),
+    "padding and dropout": ("ForMaskedLM", RATES, with_labels(INPUTS["padding inside"]), {"training": True}),
+    "a head mask of integers": ("Model", {}, {**INPUTS["no mask"], "head_mask": np.array([1, 0, 1, 1])}, {}),
+    "relative positions, pruned, chunked": (
+        "Model",
+        {"position_embedding_type": "relative_key_query", "pruned_heads": {0: [1]}, "chunk_size_feed_forward": 11},
+        INPUTS["a mask of four axes"],
+        {},
+    ),
+    "everything": (
+        "Model",
+        {"num_hidden_layers": 1, "is_decoder": True, "add_cross_attention": True, **RATES},
+        EVERYTHING,
+        {"training": True, **FLAGS},
+    ),
+}
+COMPILERS = {
+    "eager": lambda function: function,
+    "graph": tf.function,
+    "xla": lambda function: tf.function(function, jit_compile=True),
+}
+
+
+def built(case: str, checkpointing: bool):
+    head, changes, _, _ = CASES[case]
+    model = getattr(backend, architecture(head))(tiny_config(initializer_range=0.1, **changes), seed=0, dtype="float64")
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def gradients(model, case: str, compiler: str = "eager"):
+    """The outputs, the gradients of all weights and of all inputs that have one, and where the seeds are then."""
+    _, _, inputs, flags = CASES[case]
+    tensors = tf.nest.map_structure(tf.constant, inputs)
+    sources = [weight.value for weight in model.trainable_weights]
+
+    def run(tensors):
+        numbers = [tensor for tensor in tf.nest.flatten(tensors) if tensor.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(numbers)
+            record = model(**tensors, **flags)
+            scalar = objective(record)
+        return record, tape.gradient(scalar, [*sources, *numbers], unconnected_gradients="zero")
+
+    record, found = COMPILERS[compiler](run)(tensors)
+    return [*tf.nest.flatten(record), *map(tf.convert_to_tensor, found), model.seed_generator.state.value]
+
+
+@pytest.mark.parametrize(
+    ("case", "compiler"), [*((case, "eager") for case in CASES), ("everything", "graph"), ("everything", "xla")]
+)
+def test_no_number_changes(case, compiler):
+    expected = gradients(built(case, False), case, compiler)
+    found = gradients(built(case, True), case, compiler)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=ROUNDINGS)
+
+
+def test_a_gradient_is_there_for_every_input():
+    """The control of the test above: zeros would agree as well."""
+    _, _, inputs, _ = CASES["everything"]
+    numbers = sum(array.dtype.kind == "f" for array in tf.nest.flatten(inputs))
+    *found, _ = gradients(built("everything", True), "everything")
+    assert all(np.abs(gradient).max() > 0 for gradient in found[-numbers:])
+
+
+@pytest.mark.parametrize("case", ["no mask", "everything"])
+def test_every_layer_is_computed_twice(case, monkeypatch):
+    calls, call = [], Layer.call
+    monkeypatch.setattr(
+        Layer, "call", lambda self, *args, **options: calls.append(self) or call(self, *args, **options)
+    )
+    model = built(case, False)
+    layers = list(model.base_model.encoder.layer)
+    for enabled, expected in ((False, layers), (True, layers + layers[::-1]), (False, layers)):
+        model.gradient_checkpointing_enable() if enabled else model.gradient_checkpointing_disable()
+        assert model.is_gradient_checkpointing == enabled
+        calls.clear()
+        gradients(model, case)
+        assert calls == expected
+
+
+def test_compiled_steps_are_computed_twice():
+    ids = tf.constant(random_ids())
+
+    def products(model):
+        @tf.function
+        def step(ids):
+            with tf.GradientTape() as tape:
+                loss = model(ids, labels=ids).loss
+            return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+
+        nodes = step.get_concrete_function(ids).graph.as_graph_def().node
+        return sum(node.op in ("MatMul", "BatchMatMulV2") for node in nodes)
+
+    model = built("no mask", False)
+    kept = products(model)
+    model.gradient_checkpointing_enable()
+    assert products(model) == kept + 2 * 8  # query, key, value, scores, values, output, and two dense layers behind
+
+
+def test_switching_compiles_anew():
+    model = built("no mask", False)
+    model.train_function = "compiled without it"
+    model.gradient_checkpointing_enable()
+    assert model.train_function is None

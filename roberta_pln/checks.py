@@ -22,6 +22,16 @@ class InputError(ValueError):
     _keras_call_info_injected = True  # tells Keras to leave the message as it is
 
 
+def own_config(config: object) -> None:
+    """A model is made of this library's config."""
+    if not isinstance(config, RobertaPreLayerNormConfig):
+        kind = f"{type(config).__module__}.{type(config).__name__}"
+        raise TypeError(
+            f"config must be a roberta_pln.config.RobertaPreLayerNormConfig, got {kind}; its from_dict makes one of "
+            f"another library's config.to_dict()"
+        )
+
+
 def one_of_ids_and_embeds(has_input_ids: bool, has_inputs_embeds: bool) -> None:
     """Exactly one of `input_ids` and `inputs_embeds` is needed."""
     if has_input_ids and has_inputs_embeds:

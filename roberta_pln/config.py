@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -105,7 +106,7 @@ class RobertaPreLayerNormConfig:
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys that this library does not read, kept for the round trip."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         if len(args) > len(_POSITIONAL):
             raise TypeError(f"at most {len(_POSITIONAL)} positional arguments are taken, {len(args)} were given")
         for name, value in zip(_POSITIONAL, args, strict=False):
@@ -113,6 +114,7 @@ class RobertaPreLayerNormConfig:
                 raise TypeError(f"argument {name!r} was given twice")
             kwargs[name] = value
         kwargs.pop("model_type", None)
+        _check_containers(kwargs)
         if "torch_dtype" in kwargs:  # the name that this key had before transformers 4.56
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         num_labels = kwargs.pop("num_labels", None)
@@ -134,6 +136,14 @@ class RobertaPreLayerNormConfig:
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
         self.validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is no field becomes a further key of the `config.json`."""
+        known = name in self.__dataclass_fields__ or isinstance(getattr(type(self), name, None), property)
+        if known or "extra" not in self.__dict__:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
 
     def __getattr__(self, name: str) -> Any:
         """Unknown keys of a `config.json` read like fields."""
@@ -171,6 +181,15 @@ class RobertaPreLayerNormConfig:
     def max_sequence_length(self) -> int:
         """Longest sequence that the position table can number."""
         return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict`, by the name that transformers' models read."""
+        return self.return_dict
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Set several fields, and check the whole; nothing is set when it fails."""
+        vars(self).update(vars(self.replace(**changes)))
 
     def validate(self) -> None:
         """Check that the values describe a model.
@@ -239,7 +258,17 @@ class RobertaPreLayerNormConfig:
             FileNotFoundError: when there is no such file.
             ConfigError: when it is no JSON object or describes no model.
         """
-        return cls.from_dict(read_json(path), **overrides)
+        return cls.from_json_values(path, read_json(path), **overrides)
+
+    @classmethod
+    def from_json_values(
+        cls, path: str | os.PathLike[str], values: Mapping[str, Any], **overrides: Any
+    ) -> RobertaPreLayerNormConfig:
+        """`from_dict`, with errors that name the file that the values are from."""
+        try:
+            return cls.from_dict(values, **overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **kwargs: Any) -> RobertaPreLayerNormConfig:
@@ -275,7 +304,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also what is no text, or nested too deeply
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(values).__name__}")
@@ -292,6 +321,37 @@ def refuse_activation(value: Any) -> NoReturn:
         "hidden_act must be a function without weights of its own, since no checkpoint would hold them, got "
         f"{value!r}; the activations that learn are 'prelu' and 'xielu', by name"
     )
+
+
+def _check_containers(values: Mapping[str, Any]) -> None:
+    """Refuse what the constructor could not go through."""
+    names, ids, pruned = (values.get(name, {}) for name in ("id2label", "label2id", "pruned_heads"))
+    problems = []
+    if not isinstance(names, Mapping) or not all(_is_index(key) and isinstance(names[key], str) for key in names):
+        problems.append(f"id2label must map whole numbers to names, got {names!r}")
+    if not isinstance(ids, Mapping):
+        problems.append(f"label2id must map names to whole numbers, got {ids!r}")
+    if not isinstance(pruned, Mapping) or not all(_is_index(key) and _are_heads(pruned[key]) for key in pruned):
+        problems.append(f"pruned_heads must map numbers of layers to lists of numbers of heads, got {pruned!r}")
+    if not isinstance(values.get("extra", {}), Mapping):
+        problems.append(f"extra must map keys to values, got {values['extra']!r}")
+    classes = values.get("architectures") or []
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        problems.append(f"architectures must be a list of names, got {classes!r}")
+    count = values.get("num_labels")
+    if count is not None and not (type(count) is int and 0 <= count <= _MOST_LABELS):
+        problems.append(f"num_labels must be an integer from 0 to {_MOST_LABELS}, got {count!r}")
+    if problems:
+        raise ConfigError("invalid config: " + "; ".join(problems))
+
+
+def _is_index(key: object) -> bool:
+    """Whether a key is a whole number; JSON has only text."""
+    return isinstance(key, int) or (isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) is not None)
+
+
+def _are_heads(value: object) -> bool:
+    return isinstance(value, list | tuple | set | frozenset | range) and all(isinstance(head, int) for head in value)
 
 
 def _default(item: Any) -> Any:
@@ -312,6 +372,8 @@ def _problems(config: RobertaPreLayerNormConfig) -> list[str]:
         *(_size(config, name, 0) for name in _NON_NEGATIVE),
         *(_rate(config, name) for name in _RATES),
         *(_choice(config, name, allowed) for name, allowed in _CHOICES.items()),
+        *(_number(config, name) for name in _NUMBERS),
+        *(_flag(config, name) for name in _FLAGS),
         _activation(config),
         _heads(config),
         _positions(config),
@@ -334,6 +396,17 @@ def _rate(config: RobertaPreLayerNormConfig, name: str) -> str:
     return "" if good else f"{name} must be a number in [0, 1], got {value!r}"
 
 
+def _number(config: RobertaPreLayerNormConfig, name: str) -> str:
+    value = getattr(config, name)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return "" if good else f"{name} must be a number of at least 0, got {value!r}"
+
+
+def _flag(config: RobertaPreLayerNormConfig, name: str) -> str:
+    value = getattr(config, name)
+    return "" if isinstance(value, bool) else f"{name} must be true or false, got {value!r}"
+
+
 def _choice(config: RobertaPreLayerNormConfig, name: str, allowed: tuple[str | None, ...]) -> str:
     value = getattr(config, name)
     if value in allowed:
@@ -343,7 +416,8 @@ def _choice(config: RobertaPreLayerNormConfig, name: str, allowed: tuple[str | N
 
 def _activation(config: RobertaPreLayerNormConfig) -> str:
     value = config.hidden_act
-    if isinstance(value, type) or not (value in numerics.ACTIVATIONS or callable(value)):
+    known = isinstance(value, str) and value in numerics.ACTIVATIONS
+    if isinstance(value, type) or not (known or callable(value)):
         names = ", ".join(numerics.ACTIVATIONS)
         return f"hidden_act must be one of {names}, or a function of one tensor, got {value!r}"
     if value == "glu" and not _size(config, "intermediate_size", 1) and config.intermediate_size % 2:
@@ -396,6 +470,10 @@ _POSITIONAL = tuple(item.name for item in fields(RobertaPreLayerNormConfig))[:18
 _POSITIVE = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size")
 _NON_NEGATIVE = ("num_hidden_layers", "max_position_embeddings", "pad_token_id", "chunk_size_feed_forward")
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_NUMBERS = ("initializer_range", "layer_norm_eps")
+_FLAGS = ("is_decoder", "add_cross_attention", "tie_word_embeddings")
+_MOST_LABELS = 2**20
+"""More would take a gigabyte for their names alone, which one number in a file can ask for; id2label may be longer."""
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "position_embedding_type": POSITION_EMBEDDING_TYPES,
     "problem_type": PROBLEM_TYPES,

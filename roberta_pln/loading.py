@@ -99,8 +99,9 @@ def prepare(
     path: str | os.PathLike[str] | Checkpoint,
     head: str,
     *,
-    config: RobertaPreLayerNormConfig | None = None,
+    config: RobertaPreLayerNormConfig | str | os.PathLike[str] | None = None,
     dtype: Any = None,
+    format: str | None = None,
     add_pooling_layer: bool = True,
     ignore_mismatched_sizes: bool = False,
     strict: bool = True,
@@ -111,10 +112,11 @@ def prepare(
     Args:
         path: a directory, a weight file, a hub id, or an opened checkpoint.
         head: one of `schema.HEADS`.
-        config: used instead of the one beside the weights.
+        config: used instead of the one beside the weights; or where that is, see its `from_pretrained`.
         dtype: the type of the parameters: a name from `config.DTYPES` or a framework's object for it; None means
             float32, "auto" the type of the checkpoint.
-        add_pooling_layer: `False` leaves the base model's pooler out.
+        format: the one to read where a directory holds several.
+        add_pooling_layer: `False` leaves the base model's pooler out; other heads have no such choice.
         ignore_mismatched_sizes: parameters of another shape are newly initialised.
         strict: `False` newly initialises whatever is missing or mis-shaped, and leaves out whatever is unexpected;
             the warning names all of it.
@@ -124,16 +126,24 @@ def prepare(
         LoadError: naming every tensor that is missing, unexpected or mis-shaped. Heads (and the pooler) are the
             exception: one that the checkpoint lacks as a whole is newly initialised with a warning, and one that
             only the checkpoint has is left out. When nothing of the base model matches, whatever is allowed.
-        TypeError: when a keyword is neither a hub option nor a config field.
+        TypeError: when a keyword is neither a hub option nor a config field, nor one of transformers that changes
+            nothing here (see `keywords`).
         ValueError: when `dtype` is none of `config.DTYPES`.
     """
     schema.check_head(head)
+    if head != "Model" and not add_pooling_layer:
+        raise TypeError(f"add_pooling_layer is for the base model; {schema.architecture(head)} has what it needs")
     wanted = None if dtype is None or dtype == "auto" else dtype_name(dtype)
     hub_options = {name: options.pop(name) for name in hub.OPTIONS if name in options}
     unknown = sorted(set(options) - _OVERRIDABLE)
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: neither an option of the hub nor a field of the config")
-    opened = path if isinstance(path, Checkpoint) else checkpoint.open(hub.find_checkpoint(path, **hub_options), config)
+    if config is not None and not isinstance(config, RobertaPreLayerNormConfig):
+        config = RobertaPreLayerNormConfig.from_pretrained(config, **hub_options)
+    if isinstance(path, Checkpoint):
+        opened = path
+    else:
+        opened = checkpoint.open(hub.find_checkpoint(path, **hub_options), config, format)
     config = _config(opened, config, options)
     if config != opened.config:  # whether the decoder is tied depends on it
         opened = opened.with_config(config)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
-from roberta_pln import checkpoint, checks, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.flax import records, sharding, weights  # noqa: F401  records registers itself
 from roberta_pln.flax.layers import Block
@@ -110,6 +110,7 @@ class RobertaPreLayerNormPreTrainedModel:
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> None:
+        checks.own_config(config)
         config.validate()
         self.config = config
         self.dtype = floating(dtype)
@@ -141,10 +142,10 @@ class RobertaPreLayerNormPreTrainedModel:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str] | checkpoint.Checkpoint,
-        *,
-        config: RobertaPreLayerNormConfig | None = None,
+        pretrained_model_name_or_path: str | os.PathLike[str] | checkpoint.Checkpoint,
         dtype: DTypeLike | None = None,
+        *,
+        config: RobertaPreLayerNormConfig | str | os.PathLike[str] | None = None,
         param_dtype: DTypeLike | None = None,
         seed: int = 0,
         gradient_checkpointing: bool = False,
@@ -155,17 +156,18 @@ class RobertaPreLayerNormPreTrainedModel:
         """Load a model from any checkpoint of this architecture.
 
         Args:
-            path: a directory, a single file, a hub id, or an open checkpoint.
-            config: used instead of the one beside the weights.
+            pretrained_model_name_or_path: a directory, a single file, a hub id, or an open checkpoint.
             dtype: type of the computation and of the parameters: `float64`, `float32`, `bfloat16`, `float16` or `auto`
                 (as saved); `float32` if not given.
+            config: used instead of the one beside the weights; or where that is.
             param_dtype: type of the parameters, if it is another; `float32` with `dtype="bfloat16"` is mixed precision.
             seed: where parameters that the checkpoint lacks are drawn from.
             gradient_checkpointing: see the constructor.
             _do_init: `False` returns the parameters beside the model, which then has none.
             output_loading_info: also return which parameters were missing, unexpected or mis-shaped.
-            options: see `loading.prepare`: `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the hub's
-                keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override.
+            options: see `loading.prepare`: `format`, `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the
+                hub's keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override. Keywords
+                of transformers that change nothing here are taken, see `keywords`; `torch_dtype` is `dtype`.
 
         Returns:
             The model; with `_do_init=False` the model and its parameters; with `output_loading_info` followed by that.
@@ -175,7 +177,9 @@ class RobertaPreLayerNormPreTrainedModel:
             CheckpointError: when the file is cut short, no checkpoint, or of another architecture.
             ValueError: when `float64` is asked for while JAX is in its 32-bit mode.
         """
-        loaded = loading.prepare(path, cls.head, config=config, dtype=dtype, **options)
+        options = keywords.settle(options)
+        dtype = options.pop("torch_dtype", dtype)
+        loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=dtype, **options)
         model = cls(
             loaded.config,
             seed=seed,
@@ -196,23 +200,33 @@ class RobertaPreLayerNormPreTrainedModel:
 
     def save_pretrained(
         self,
-        directory: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         params: Params | None = None,
         *,
         format: str | None = None,
         safe_serialization: bool = True,
+        max_shard_size: int | str = "5GB",
+        is_main_process: bool = True,
+        **options: Any,
     ) -> None:
         """Write the weights and `config.json` into a directory; a failure leaves the files that were there whole.
 
         Args:
-            directory: made if it is not there.
+            save_directory: made if it is not there.
             params: written instead of the model's own parameters.
             format: one of `checkpoint.FORMATS`.
             safe_serialization: without `format`, `True` writes safetensors and `False` this framework's own format.
+            max_shard_size: a larger checkpoint becomes several files; bytes, or a text such as `200MB`.
+            is_main_process: `False` writes nothing, for the other processes of a distributed run.
+            options: those of transformers that change nothing here, see `keywords`.
         """
+        if unknown := keywords.settle(options):
+            raise TypeError(f"save_pretrained has no option {', '.join(unknown)}")
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
         params = self.params if params is None else params
-        checkpoint.save(weights.dump(self, params), directory, self.config, self.head, format)
+        if is_main_process:
+            tensors = weights.dump(self, params)
+            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
 
     # ------------------------------------------------------------- parameters
 
@@ -360,10 +374,10 @@ class RobertaPreLayerNormPreTrainedModel:
             return None
         return self.table(surgery.WORD_TABLE if self.config.tie_word_embeddings else surgery.DECODER, params)
 
-    def set_output_embeddings(self, value: Array, params: Params | None = None) -> Params:
+    def set_output_embeddings(self, new_embeddings: Array, params: Params | None = None) -> Params:
         """Take an array (V, D) for the decoder of an untied language model; see `set_input_embeddings`."""
         checks.own_decoder(self.config, self.head)
-        return self.set_table(surgery.DECODER, value, params)
+        return self.set_table(surgery.DECODER, new_embeddings, params)
 
     def table(self, name: str, params: Params | None) -> Array:
         """A parameter of (V, D)."""
@@ -405,11 +419,11 @@ class RobertaPreLayerNormPreTrainedModel:
         tensors = weights.dump(self, params_before)
         return self.reshape(*surgery.resize_vocabulary(tensors, self.config, size, mean_resizing), params)
 
-    def prune_heads(self, heads: Mapping[int, Iterable[int]], params: Params | None = None) -> Params:
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]], params: Params | None = None) -> Params:
         """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
 
         Args:
-            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+            heads_to_prune: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
             params: the parameters, if the model has none of its own.
 
         Returns:
@@ -419,7 +433,7 @@ class RobertaPreLayerNormPreTrainedModel:
             ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
         """
         tensors = weights.dump(self, self.params if params is None else params)
-        return self.reshape(*surgery.prune_heads(tensors, self.config, heads), params)
+        return self.reshape(*surgery.prune_heads(tensors, self.config, heads_to_prune), params)
 
     def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig, params: Params | None) -> Params:
         """Become the model of another config: take its values over, and the tensors that have another shape there.

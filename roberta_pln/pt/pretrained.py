@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from roberta_pln import checkpoint, checks, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import ModelOutput
 from roberta_pln.pt import records, weights  # noqa: F401  records registers itself
@@ -33,6 +33,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
+        checks.own_config(config)
         config.validate()
         self.config = config
 
@@ -47,9 +48,9 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str] | checkpoint.Checkpoint,
+        pretrained_model_name_or_path: str | os.PathLike[str] | checkpoint.Checkpoint,
         *,
-        config: RobertaPreLayerNormConfig | None = None,
+        config: RobertaPreLayerNormConfig | str | os.PathLike[str] | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device = "cpu",
         output_loading_info: bool = False,
@@ -58,19 +59,22 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         """Load a model from any checkpoint of this architecture.
 
         Args:
-            path: a directory, a single file, a hub id, or an open checkpoint.
-            config: used instead of the one beside the weights.
+            pretrained_model_name_or_path: a directory, a single file, a hub id, or an open checkpoint.
+            config: used instead of the one beside the weights; or where that is.
             dtype: `float64`, `float32`, `bfloat16`, `float16` or `auto` (as saved); `float32` if not given.
             device: where to put the weights.
             output_loading_info: also return which parameters were missing, unexpected or mis-shaped.
-            options: see `loading.prepare`: `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the hub's
-                keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override.
+            options: see `loading.prepare`: `format`, `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the
+                hub's keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override. Keywords
+                of transformers that change nothing here are taken, see `keywords`; `torch_dtype` is `dtype`.
 
         Raises:
             LoadError: naming every tensor that is missing, unexpected or mis-shaped.
             CheckpointError: when the file is cut short, no checkpoint, or of another architecture.
         """
-        loaded = loading.prepare(path, cls.head, config=config, dtype=dtype, **options)
+        options = keywords.settle(options)
+        dtype = options.pop("torch_dtype", dtype)
+        loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=dtype, **options)
         with torch.device("meta"):
             model = cls(loaded.config, **loaded.constructor)
         model = model.to(getattr(torch, loaded.dtype))
@@ -85,17 +89,31 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         return (model, loaded.info.to_dict()) if output_loading_info else model
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], *, format: str | None = None, safe_serialization: bool = True
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "5GB",
+        is_main_process: bool = True,
+        **options: Any,
     ) -> None:
         """Write the weights and `config.json` into a directory; a failure leaves the files that were there whole.
 
         Args:
-            directory: made if it is not there.
+            save_directory: made if it is not there.
             format: one of `checkpoint.FORMATS`.
             safe_serialization: without `format`, `True` writes safetensors and `False` this framework's own format.
+            max_shard_size: a larger checkpoint becomes several files; bytes, or a text such as `200MB`.
+            is_main_process: `False` writes nothing, for the other processes of a distributed run.
+            options: those of transformers that change nothing here, see `keywords`.
         """
+        if unknown := keywords.settle(options):
+            raise TypeError(f"save_pretrained has no option {', '.join(unknown)}")
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
-        checkpoint.save(weights.dump(self), directory, self.config, self.head, format)
+        if is_main_process:
+            tensors = weights.dump(self)
+            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
 
     # ------------------------------------------------------------- parameters
 
@@ -174,10 +192,10 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         """The module that turns states into logits of tokens, whose weight is (V, D); None without a language model."""
         return self.lm_head.decoder if self.head in schema.LM_HEADS else None
 
-    def set_output_embeddings(self, value: nn.Linear | Tensor) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear | Tensor) -> None:
         """Take a module's weight, or a tensor (V, D), for the decoder of an untied language model."""
         checks.own_decoder(self.config, self.head)
-        self.set_table(surgery.DECODER, value)
+        self.set_table(surgery.DECODER, new_embeddings)
 
     def set_table(self, name: str, value: nn.Module | Tensor) -> None:
         """Take a module's weight itself, or a copy of a tensor's values, for a parameter of (V, D)."""
@@ -215,16 +233,16 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
             self.reshape(*surgery.resize_vocabulary(weights.dump(self), self.config, size, mean_resizing))
         return self.get_input_embeddings()
 
-    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
 
         Args:
-            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+            heads_to_prune: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
 
         Raises:
             ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
         """
-        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads))
+        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads_to_prune))
 
     def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig) -> None:
         """Become the model of another config: take its values over, and the tensors that have another shape there."""

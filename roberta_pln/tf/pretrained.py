@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from roberta_pln import checkpoint, checks, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import ModelOutput
 from roberta_pln.tf import records, serving, weights  # noqa: F401  records registers itself
@@ -42,6 +42,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
     def __init__(
         self, config: RobertaPreLayerNormConfig, *, seed: int | keras.random.SeedGenerator | None = None, **options: Any
     ) -> None:
+        checks.own_config(config)
         config.validate()
         super().__init__(**options)
         self.config = config
@@ -59,9 +60,9 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str] | checkpoint.Checkpoint,
+        pretrained_model_name_or_path: str | os.PathLike[str] | checkpoint.Checkpoint,
         *,
-        config: RobertaPreLayerNormConfig | None = None,
+        config: RobertaPreLayerNormConfig | str | os.PathLike[str] | None = None,
         dtype: Any = None,
         seed: int | None = None,
         output_loading_info: bool = False,
@@ -70,22 +71,25 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         """Load a model from any checkpoint of this architecture.
 
         Args:
-            path: a directory, a single file, a hub id, or an open checkpoint.
-            config: used instead of the one beside the weights.
+            pretrained_model_name_or_path: a directory, a single file, a hub id, or an open checkpoint.
+            config: used instead of the one beside the weights; or where that is.
             dtype: `float64`, `float32`, `bfloat16`, `float16`, any other policy of Keras (`mixed_bfloat16`), or
                 `auto` (as saved); Keras' own setting, which is `float32` at first, if not given.
             seed: what the parameters that the checkpoint lacks, and dropout, are drawn from; see the constructor.
             output_loading_info: also return which parameters were missing, unexpected or mis-shaped.
-            options: see `loading.prepare`: `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the hub's
-                keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override.
+            options: see `loading.prepare`: `format`, `ignore_mismatched_sizes`, `strict`, `add_pooling_layer`, the
+                hub's keywords (`revision`, `cache_dir`, `token`, ...), and fields of the config to override. Keywords
+                of transformers that change nothing here are taken, see `keywords`; `torch_dtype` is `dtype`.
 
         Raises:
             LoadError: naming every tensor that is missing, unexpected or mis-shaped.
             CheckpointError: when the file is cut short, no checkpoint, or of another architecture.
         """
+        options = keywords.settle(options)
+        dtype = options.pop("torch_dtype", dtype)
         policy = None if dtype == "auto" else keras.dtype_policies.get(dtype)
         wanted = "auto" if policy is None else policy.variable_dtype
-        loaded = loading.prepare(path, cls.head, config=config, dtype=wanted, **options)
+        loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=wanted, **options)
         with weights.left_blank():
             model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
         weights.load(model, loaded.tensors())
@@ -93,17 +97,31 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         return (model, loaded.info.to_dict()) if output_loading_info else model
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], *, format: str | None = None, safe_serialization: bool = True
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "5GB",
+        is_main_process: bool = True,
+        **options: Any,
     ) -> None:
         """Write the weights and `config.json` into a directory; a failure leaves the files that were there whole.
 
         Args:
-            directory: made if it is not there.
+            save_directory: made if it is not there.
             format: one of `checkpoint.FORMATS`.
             safe_serialization: without `format`, `True` writes safetensors and `False` this framework's own format.
+            max_shard_size: a larger checkpoint becomes several files; bytes, or a text such as `200MB`.
+            is_main_process: `False` writes nothing, for the other processes of a distributed run.
+            options: those of transformers that change nothing here, see `keywords`.
         """
+        if unknown := keywords.settle(options):
+            raise TypeError(f"save_pretrained has no option {', '.join(unknown)}")
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
-        checkpoint.save(weights.dump(self), directory, self.config, self.head, format)
+        if is_main_process:
+            tensors = weights.dump(self)
+            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
 
     def export(
         self,
@@ -241,11 +259,14 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             return None
         return self.get_input_embeddings() if self.config.tie_word_embeddings else self.lm_head.decoder
 
-    def set_output_embeddings(self, value: Dense | tf.Tensor) -> None:
+    def set_output_embeddings(self, new_embeddings: Dense | tf.Tensor) -> None:
         """Take the values of a layer's kernel (D, V), or a tensor (V, D), for the decoder of an untied language
         model."""
         checks.own_decoder(self.config, self.head)
-        self.set_table(surgery.DECODER, tf.transpose(value.kernel) if isinstance(value, Dense) else value)
+        self.set_table(
+            surgery.DECODER,
+            tf.transpose(new_embeddings.kernel) if isinstance(new_embeddings, Dense) else new_embeddings,
+        )
 
     def set_table(self, name: str, value: tf.Tensor) -> None:
         """Take the values of a tensor for a parameter of (V, D)."""
@@ -278,16 +299,16 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             self.reshape(*surgery.resize_vocabulary(weights.dump(self), self.config, size, mean_resizing))
         return self.get_input_embeddings()
 
-    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Remove heads of the self-attention, which has the effect of zeros in `head_mask`.
 
         Args:
-            heads: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
+            heads_to_prune: heads to remove by layer, in the original numbering; `config.pruned_heads` keeps account.
 
         Raises:
             ConfigError: when a layer or head is not there, or a layer would lose all of its heads.
         """
-        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads))
+        self.reshape(*surgery.prune_heads(weights.dump(self), self.config, heads_to_prune))
 
     def reshape(self, tensors: surgery.Tensors, config: RobertaPreLayerNormConfig) -> None:
         """Become the model of another config: take its values over, and the tensors that have another shape there."""
@@ -342,6 +363,10 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         return record if as_record else record.plain()
 
     # ------------------------------------------------------------- Keras' fit, evaluate and predict
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **options: Any) -> None:
+        """As every Keras model. Without a loss, or with `auto` as transformers calls that, it is the model's own."""
+        super().compile(optimizer, None if loss in ("auto", "passthrough") else loss, **options)
 
     def compute_loss(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from roberta_pln import ConfigError, RobertaPreLayerNormConfig, backends, checkpoint, numerics, schema
-from tests.contract import INPUTS, load, precision, random_checkpoint, random_tensors, tiny_config, with_labels
+from tests.contract import FORMATS, INPUTS, load, precision, random_checkpoint, random_tensors, tiny_config, with_labels
 from tests.cross.test_equality import built, failures, run
 
 NAMES = backends.installed()

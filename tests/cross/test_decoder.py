@@ -29,7 +29,7 @@ CONFIGS = {
     "pruned heads": {"pruned_heads": {0: [1, 3], 1: [0]}},
     "pruned heads, with an encoder": {"pruned_heads": {0: [1, 3], 1: [0]}, **CROSS},
 }
-STEPS = {"token by token": (1,) * 11, "a prompt, then tokens": (6, 1, 1, 1, 1, 1), "two halves": (5, 6)}
+STEPS = {"token by token": (1, 1, 1, 8), "a prompt, then tokens": (9, 1, 1), "two halves": (5, 6)}
 
 
 @pytest.fixture(params=backends.installed())

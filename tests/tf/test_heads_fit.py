@@ -166,6 +166,13 @@ def test_a_changed_policy():
     np.testing.assert_allclose(tf.cast(logits, "float32"), expected, rtol=0, atol=16 * 2**-8)
 
 
+@pytest.mark.parametrize("loss", ["auto", "passthrough"])
+def test_the_names_that_transformers_has_for_the_models_own_loss(loss):
+    rest, y = data("tokens")
+    own, named = (compiled(built("tokens"), **options) for options in ({}, {"loss": loss}))
+    assert named.evaluate(rest, y, verbose=0) == own.evaluate(rest, y, verbose=0)
+
+
 def test_a_loss_of_keras_on_the_logits():
     (rest, _), model = data("classes"), built("classes")
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])

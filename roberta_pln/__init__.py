@@ -10,7 +10,10 @@ Pick a backend by its import path: `roberta_pln.pt`, `roberta_pln.tf` or `robert
 | Which numbers must agree everywhere? | `numerics.py` |
 | Which inputs are refused, and with what words? | `checks.py` |
 | What do other libraries call a parameter? | `names.py` |
-| How is a checkpoint read and written? | `checkpoint/` |
+| How is a checkpoint read, written and converted? | `checkpoint/` |
+| When do a checkpoint and a model fit? | `loading.py` |
+| What do keywords of transformers mean here? | `keywords.py` |
+| How does a model get more tokens, or fewer heads? | `surgery.py` |
 | How does text become ids? | `tokenizer.py` |
 | Do two backends compute the same? | `parity.py` |
 | What does the command line do? | `cli.py` |

@@ -1,4 +1,4 @@
-"""The command line: `roberta-pln demo | predict | verify`."""
+"""The command line: `roberta-pln demo | predict | convert | inspect | verify`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from roberta_pln import __version__, backends
-from roberta_pln.config import DTYPES
+from roberta_pln import __version__, backends, checkpoint, schema
+from roberta_pln.checkpoint import hub, summary
+from roberta_pln.config import DTYPES, RobertaPreLayerNormConfig
 
 FAILED, UNUSABLE = 1, 2
 """Exit statuses: what was checked does not hold; what was asked for cannot be done."""
@@ -47,12 +48,34 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--dtype", choices=DTYPES, default="float32")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="tokens for each mask (default 5)")
 
+    convert = commands.add_parser("convert", help="write a checkpoint again in another format, type or number of files")
+    convert.add_argument("source", metavar="SRC", help="a checkpoint: a directory, a file or a hub id")
+    convert.add_argument("target", metavar="DST", type=Path, help="the directory to write; made if it is not there")
+    convert.add_argument("--to", required=True, choices=checkpoint.FORMATS, metavar="FORMAT", help=_FORMATS_TEXT)
+    _add_reading(convert)
+    convert.add_argument("--dtype", choices=DTYPES, help="the type of the tensors; as they are by default")
+    convert.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="bytes, or such as 200MB (default 5GB)"
+    )
+    convert.add_argument("--head", choices=schema.HEADS, help="write this head; the source's by default")
+    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint that DST holds")
+    convert.add_argument("--json", metavar="FILE", help="save what was written; - for standard output")
+
+    inspect = commands.add_parser("inspect", help="say what is in a checkpoint")
+    inspect.add_argument("path", metavar="PATH", help="a checkpoint: a directory, a file or a hub id")
+    _add_reading(inspect)
+    inspect.add_argument("--no-digest", action="store_true", help="read headers only")
+    inspect.add_argument("--json", metavar="FILE", help="save it all; - for standard output")
+
     verify = commands.add_parser("verify", help="run a checkpoint in several backends and compare all they compute")
-    verify.add_argument("path", metavar="PATH", help="a checkpoint: a directory, a file or a hub id")
+    verify.add_argument("path", metavar="SRC", help="a checkpoint: a directory, a file or a hub id")
+    verify.add_argument(
+        "converted", metavar="DST", nargs="?", help="another form of it: must hold the same, bit for bit"
+    )
     verify.add_argument("--backends", type=_names, metavar="A,B", help="all that are installed by default")
     verify.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32", "float64"])
     verify.add_argument("--text", type=Path, metavar="FILE", help="compare on these lines of text, not on random ids")
-    verify.add_argument("--json", type=Path, metavar="FILE", help="save every difference")
+    verify.add_argument("--json", metavar="FILE", help="save every difference; - for standard output")
     verify.add_argument("--plot", type=Path, metavar="FILE", help="draw the differences by layer")
     return top
 
@@ -74,27 +97,117 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace) -> int:
+    """Write a checkpoint in another form."""
+    written = checkpoint.convert(
+        _opened(options.source, options),
+        options.target,
+        options.to,
+        head=options.head,
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        overwrite=options.overwrite,
+        progress=_bytes_written,
+    )
+    return _show(checkpoint.inspect(written, digest=False), options)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Describe a checkpoint."""
+    return _show(checkpoint.inspect(_opened(options.path, options), digest=not options.no_digest), options)
+
+
 def verify(options: argparse.Namespace) -> int:
-    """Compare backends."""
+    """Compare two forms of a checkpoint, and backends."""
     from roberta_pln import parity
 
-    inputs = None if options.text is None else parity.text_inputs(options.path, list(_lines(options.text)))
-    reports = parity.compare_all(options.path, options.backends, inputs, options.dtype, progress=_progress)
-    print("Largest differences (gradients: relative to each gradient's largest entry; ! marks what is above tolerance)")
-    for report in reports:
-        print(report.table())
+    path, found = options.path, []
+    if options.converted is not None:
+        found = _compare(options.path, options.converted)
+        path = options.converted
+    inputs = None if options.text is None else parity.text_inputs(path, list(_lines(options.text)))
+    reports = parity.compare_all(path, options.backends, inputs, options.dtype, progress=_progress)
     if options.json:
-        parity.save_json(reports, options.json)
+        _write(parity.to_json(reports, found), options.json)
+    if options.json != "-":
+        for line in found:
+            print(line)
+        print("Largest differences (gradients: relative to each gradient's largest entry; ! is above tolerance)")
+        for report in reports:
+            print(report.table())
     if options.plot:
         parity.save_plot(reports, options.plot)
-    return 0 if all(report.passed for report in reports) else FAILED
+    return 0 if not found and all(report.passed for report in reports) else FAILED
 
 
-COMMANDS = {"demo": demo, "predict": predict, "verify": verify}
+def _compare(source: str, converted: str) -> list[str]:
+    """What two checkpoints do not share: values of the config, and tensors."""
+    left, right = (checkpoint.open(hub.find_checkpoint(path)) for path in (source, converted))
+    found = summary.differences(left, right, lambda done, total: None)
+    if left.config is not None and right.config is not None:
+        ours, theirs = (
+            config.replace(dtype=None, architectures=None).to_dict() for config in (left.config, right.config)
+        )
+        found += [
+            f"{key} of the config is {ours.get(key)!r} and {theirs.get(key)!r}"
+            for key in ours | theirs
+            if ours.get(key) != theirs.get(key)
+        ]
+    if not found:
+        _progress(f"{len(left)} tensors are the same, bit for bit")
+    return found
+
+
+COMMANDS = {"demo": demo, "predict": predict, "convert": convert, "inspect": inspect, "verify": verify}
+
+_FORMATS_TEXT = f"one of {', '.join(checkpoint.FORMATS)}"
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from",
+        dest="from_format",
+        choices=checkpoint.FORMATS,
+        metavar="FORMAT",
+        help="what to read where several are",
+    )
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", help="a config.json, instead of the one beside the weights"
+    )
+    command.add_argument("--classification-head", metavar="NAME", help="the one to read of several in a fairseq file")
+
+
+def _opened(path: str, options: argparse.Namespace) -> checkpoint.Checkpoint:
+    config = None if options.config is None else RobertaPreLayerNormConfig.from_json_file(options.config)
+    found = hub.find_checkpoint(path)
+    return checkpoint.open(found, config, options.from_format, classification_head=options.classification_head)
+
+
+def _show(found: summary.Summary, options: argparse.Namespace) -> int:
+    """Print what was found, and save it as JSON if that is asked for."""
+    if options.json:
+        _write(json.dumps(found.to_dict(), indent=2) + "\n", options.json)
+    if options.json != "-":
+        print(found)
+    return 0
+
+
+def _write(text: str, path: str) -> None:
+    """Write a file, or to standard output."""
+    if path == "-":
+        print(text, end="")
+    else:
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _bytes_written(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else "\r"
+        print(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB written", end=end, file=sys.stderr, flush=True)
 
 
 def _progress(text: str) -> None:

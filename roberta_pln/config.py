@@ -302,12 +302,24 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: when there is no such file.
         ConfigError: when it holds something else.
     """
+    with Path(path).open("rb") as file:
+        return parse_json(path, file.read(_MOST_JSON + 1))
+
+
+def parse_json(source: object, data: bytes) -> dict[str, Any]:
+    """The JSON object in some bytes.
+
+    Raises:
+        ConfigError: when they are something else; it names their source.
+    """
+    if len(data) > _MOST_JSON:
+        raise ConfigError(f"{source} has more than {_MOST_JSON:,} bytes, which no config or index needs")
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(data.decode())
     except (ValueError, RecursionError) as error:  # also what is no text, or nested too deeply
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        raise ConfigError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a JSON object, got {type(values).__name__}")
+        raise ConfigError(f"{source} must hold a JSON object, got {type(values).__name__}")
     return values
 
 
@@ -472,6 +484,7 @@ _NON_NEGATIVE = ("num_hidden_layers", "max_position_embeddings", "pad_token_id",
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _NUMBERS = ("initializer_range", "layer_norm_eps")
 _FLAGS = ("is_decoder", "add_cross_attention", "tie_word_embeddings")
+_MOST_JSON = 2**24
 _MOST_LABELS = 2**20
 """More would take a gigabyte for their names alone, which one number in a file can ask for; id2label may be longer."""
 _CHOICES: dict[str, tuple[str | None, ...]] = {

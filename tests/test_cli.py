@@ -86,7 +86,7 @@ def test_verify(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "float32" in out
     assert "float64" in out
-    assert [report["dtype"] for report in json.loads(saved.read_text())] == ["float32", "float64"]
+    assert [report["dtype"] for report in json.loads(saved.read_text())["reports"]] == ["float32", "float64"]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -101,9 +101,44 @@ def test_verify_on_text_fails_above_the_tolerance(tmp_path, monkeypatch, capsys)
     assert "!" in capsys.readouterr().out.partition("\n")[2]
 
 
+def test_convert_inspect_and_verify(tmp_path, capsys):
+    """There and back in shards: the digest is the same, and the tokenizer travels along."""
+    assert main(["inspect", str(ASSET), "--json", str(tmp_path / "before.json")]) == 0
+    before = json.loads((tmp_path / "before.json").read_text())
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    assert main(["convert", str(ASSET), there, "--to", "msgpack", "--max-shard-size", "2MB"]) == 0
+    assert main(["convert", there, back, "--to", "safetensors", "--json", str(tmp_path / "written.json")]) == 0
+    assert json.loads((tmp_path / "written.json").read_text())["path"] == f"{back}/model.safetensors"
+    capsys.readouterr()
+    assert main(["inspect", back, "--json", "-"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert {**after, "path": None} == {**before, "path": None}
+    assert before["digest"]
+    assert before["parameters"] == 2_633_344
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (ASSET / "tokenizer.json").read_bytes()
+    assert len(list((tmp_path / "there").glob("flax_model-*-of-00003.msgpack"))) == 3
+
+
+@needs_two
+def test_verify_two_forms(tmp_path, capsys):
+    one = random_checkpoint(tmp_path / "one", tiny_config(), "ForMaskedLM")
+    other = random_checkpoint(tmp_path / "other", tiny_config(layer_norm_eps=1e-6), "ForMaskedLM", seed=1)
+    same = ["--backends", ",".join(TWO), "--dtype", "float64"]
+    assert main(["verify", str(one), str(one), *same]) == 0
+    assert "tensors are the same, bit for bit" in capsys.readouterr().err
+    assert main(["verify", str(one), str(other), *same, "--json", "-"]) == 1
+    found = json.loads(capsys.readouterr().out)["weights"]
+    assert any(line.startswith("lm_head.bias differs by at most") for line in found)
+    assert found[-1] == "layer_norm_eps of the config is 1e-05 and 1e-06"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", str(ASSET), str(ASSET), "--to", "h5"], "holds a checkpoint already (model.safetensors)"),
+        (["convert", "nowhere/at/all", "x", "--to", "h5"], "nowhere/at/all"),
+        (["convert", str(ASSET), "x", "--to", "torch", "--max-shard-size", "big"], "a size must be a number"),
+        (["inspect", str(ASSET), "--from", "h5"], "no weight file in"),
         (["predict", "nowhere/at/all", "--text", "a <mask>"], "nowhere/at/all"),
         (["predict", str(ASSET), "--text", "no mask"], "must hold <mask>"),
         (["predict", str(ASSET), "--file", "nowhere.txt"], "nowhere.txt"),

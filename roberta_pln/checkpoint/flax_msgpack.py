@@ -1,27 +1,31 @@
 """`flax_model.msgpack`: nested maps of names, with every array as a MessagePack extension of type 1.
 
-The payload of such an extension is itself MessagePack: [shape, name of the type, bytes in C order]. Only these few
-forms are read and written, which needs no library, and leaves the arrays in the file until they are asked for.
+The payload of such an extension is itself MessagePack: [shape, name of the type, bytes in C order]. An array that is
+too large for one is a map of a mark, its shape, and pieces of it. Only these few forms are read and written, which
+needs no library, and leaves the arrays in the file until they are asked for.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from roberta_pln.checkpoint import atomic
-from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, Array, CheckpointError, Contents, Stored
+from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, Array, CheckpointError, Contents, Stored, lying_at
 
 _DTYPES: Final = {**DTYPES, **BUFFER_DTYPES}
 _ARRAY_TYPE: Final = 1
-_LARGEST: Final = 2**30
-"""Bytes of an array above which Flax stores chunks, a form that is not read or written here."""
+LARGEST: Final = 2**30
+"""Bytes of an array above which Flax stores it in pieces of at most so many."""
+_IN_PIECES: Final = "__msgpack_chunked_array__"
+_TRUE: Final = b"\xc3"
 _DEEPEST: Final = 32
+Value = TypeVar("Value")
 
 
 class _Form(NamedTuple):
@@ -76,20 +80,53 @@ class _Reader:
     def _map(self, prefix: str, depth: int) -> Iterator[tuple[str, Stored]]:
         if depth > _DEEPEST:
             raise self._error(f"maps are nested more than {_DEEPEST} deep")
-        for _ in range(self._length(_MAP)):
-            name = prefix + self._text()
+        length = self._length(_MAP)
+        for number in range(length):
+            name = prefix + (key := self._text())
+            if key == _IN_PIECES and (number, length) == (0, 3):
+                yield prefix.removesuffix("/"), self._joined(prefix)
+                return
             code = self.data[self.position] if self.position < len(self.data) else 0
             if code in _EXTENSION.wide or code == _SIXTEEN:
                 yield name, self._array(name)
             else:
                 yield from self._map(f"{name}/", depth + 1)
 
+    def _joined(self, prefix: str) -> Stored:
+        """An array in pieces; what follows its mark is read in the order in which Flax writes it."""
+        if self._take(1) != _TRUE or self._text() != "shape":
+            raise self._error(f"{prefix!r} must hold shape and chunks behind {_IN_PIECES}")
+        shape = tuple(self._numbered(lambda _: self._length(_COUNT)))
+        if self._text() != "chunks":
+            raise self._error(f"{prefix!r} must hold shape and chunks behind {_IN_PIECES}")
+        pieces = list(self._numbered(lambda number: self._array(f"{prefix}{number}")))
+        dtype = pieces[0].dtype if pieces else DTYPES["float32"]
+
+        def read() -> Array:
+            joined = np.empty(math.prod(shape), dtype)
+            end = 0
+            for piece in pieces:
+                start, end = end, end + math.prod(piece.shape)
+                joined[start:end] = piece.read().reshape(-1)
+            return joined.reshape(shape)
+
+        tensor = Stored(shape, dtype, read)
+        size = sum(piece.nbytes for piece in pieces)
+        if tensor.nbytes != size or any(piece.dtype != dtype for piece in pieces):
+            raise self._error(f"{prefix!r} of shape {shape} needs {tensor.nbytes} bytes, its pieces have {size}")
+        return tensor
+
+    def _numbered(self, read: Callable[[str], Value]) -> Iterator[Value]:
+        """The values of a map whose keys are 0, 1, 2, ... as texts."""
+        for number in range(self._length(_MAP)):
+            if (key := self._text()) != str(number):
+                raise self._error(f"item {number} of a list has number {key!r}")
+            yield read(key)
+
     def _array(self, name: str) -> Stored:
-        size = 16 if self.data[self.position] == _SIXTEEN else None
-        if size is None:
-            size = self._length(_EXTENSION)
-        else:
-            self.position += 1
+        fixed = self.data[self.position : self.position + 1] == bytes([_SIXTEEN])
+        self.position += fixed
+        size = 16 if fixed else self._length(_EXTENSION)
         kind = self._take(1)[0]
         end = self.position + size
         if kind != _ARRAY_TYPE:
@@ -102,12 +139,7 @@ class _Reader:
             raise self._error(f"{name!r} has type {type_name!r}; known are {', '.join(_DTYPES)}")
         count = self._length(_BYTES)
         start = self.position
-
-        def read() -> Array:
-            flat = np.memmap(self.path, dtype, "r", offset=start, shape=(count // dtype.itemsize,))
-            return np.require(flat.reshape(shape), requirements=["C", "ALIGNED", "ENSUREARRAY"])
-
-        tensor = Stored(shape, dtype, read)
+        tensor = lying_at(self.path, start, shape, dtype)
         if tensor.nbytes != count or start + count != end or end > len(self.data):
             raise self._error(f"{name!r} of shape {shape} needs {tensor.nbytes} bytes, {count} are announced")
         self.position = end
@@ -120,8 +152,7 @@ class _Reader:
         if code in form.wide:
             return int.from_bytes(self._take(form.wide[code]), "big")
         raise self._error(
-            f"byte {self.position - 1} must start a {form.name}; a checkpoint holds nested maps of arrays, each of at "
-            f"most {_LARGEST} bytes"
+            f"byte {self.position - 1} must start a {form.name}; a checkpoint holds nested maps of arrays"
         )
 
     def _text(self) -> str:
@@ -141,12 +172,9 @@ class _Reader:
 # ------------------------------------------------------------------ writing
 
 
-def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str) -> None:
+def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str, shard: bool = False) -> None:
     """Write nested maps, one tensor in memory at a time."""
-    large = [name for name, tensor in tensors.items() if tensor.nbytes > _LARGEST]
-    if large:
-        raise CheckpointError(f"{', '.join(large)}: larger than {_LARGEST} bytes, save as safetensors instead")
-    with atomic.writing(path) as file:
+    with path.open("xb") as file:
         _write_map(file, tensors)
 
 
@@ -159,16 +187,34 @@ def _write_map(file: BinaryIO, tensors: Mapping[str, Stored]) -> None:
     for first, inner in groups.items():
         file.write(_packed(first))
         if "" in inner:
-            _write_array(file, inner[""])
+            _write_tensor(file, inner[""])
         else:
             _write_map(file, inner)
 
 
-def _write_array(file: BinaryIO, tensor: Stored) -> None:
-    shape = _start(_LIST, len(tensor.shape)) + b"".join(_start(_COUNT, length) for length in tensor.shape)
-    before = _start(_LIST, 3) + shape + _packed(tensor.dtype.name) + _start(_BYTES, tensor.nbytes)
-    file.write(_start(_EXTENSION, len(before) + tensor.nbytes) + struct.pack("B", _ARRAY_TYPE) + before)
-    file.write(tensor.bytes().data)
+def _write_tensor(file: BinaryIO, tensor: Stored) -> None:
+    data = tensor.bytes()
+    if tensor.nbytes <= LARGEST:
+        return _write_array(file, tensor.shape, tensor.dtype, data)
+    lengths = b"".join(_packed(str(axis)) + _start(_COUNT, length) for axis, length in enumerate(tensor.shape))
+    file.write(_start(_MAP, 3) + _packed(_IN_PIECES) + _TRUE)
+    file.write(_packed("shape") + _start(_MAP, len(tensor.shape)) + lengths)
+    step = max(1, LARGEST // tensor.dtype.itemsize) * tensor.dtype.itemsize
+    pieces = [data[start : start + step] for start in range(0, len(data), step)]
+    file.write(_packed("chunks") + _start(_MAP, len(pieces)))
+    for number, piece in enumerate(pieces):
+        file.write(_packed(str(number)))
+        _write_array(file, (len(piece) // tensor.dtype.itemsize,), tensor.dtype, piece)
+    return None
+
+
+def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], data: Array) -> None:
+    lengths = _start(_LIST, len(shape)) + b"".join(_start(_COUNT, length) for length in shape)
+    before = _start(_LIST, 3) + lengths + _packed(dtype.name) + _start(_BYTES, len(data))
+    size = len(before) + len(data)
+    start = bytes([_SIXTEEN]) if size == 16 else _start(_EXTENSION, size)
+    file.write(start + struct.pack("B", _ARRAY_TYPE) + before)
+    file.write(data.data)
 
 
 def _packed(text: str) -> bytes:
@@ -182,3 +228,8 @@ def _start(form: _Form, length: int) -> bytes:
         if length < 256**width:
             return bytes([code]) + length.to_bytes(width, "big")
     raise CheckpointError(f"MessagePack has no {form.name} of length {length}")
+
+
+def index_keys(tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str) -> dict[str, str]:
+    """Name in an index to name in the files."""
+    return {name: name for name in tensors}

@@ -22,7 +22,7 @@ TOKENIZER_FILES: Final = (
 """Fetched with a checkpoint where the repository has them, so that the folder is whole."""
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_FILE_ENDINGS: Final = (".json", ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+_FILE_ENDINGS: Final = (".json", ".safetensors", ".bin", ".pt", ".pth", ".h5", ".keras", ".msgpack", ".npz")
 
 
 class HubError(OSError):
@@ -56,7 +56,7 @@ def find_checkpoint(path: str | os.PathLike[str], **options: Any) -> Path:
         FileNotFoundError: when there is no such path.
         HubError: when the repository cannot be reached or has no weight file.
     """
-    from roberta_pln.checkpoint import FILES
+    from roberta_pln.checkpoint import FILES, FOLDERS
 
     local = _local(path, options)
     if local is not None:
@@ -65,7 +65,7 @@ def find_checkpoint(path: str | os.PathLike[str], **options: Any) -> Path:
     _required(repository, (CONFIG_FILE,), options)
     for name in TOKENIZER_FILES:
         _fetch(repository, name, options)
-    return _required(repository, tuple(FILES.values()), options)
+    return _required(repository, tuple(file for name, file in FILES.items() if name not in FOLDERS), options)
 
 
 def _local(path: str | os.PathLike[str], options: dict[str, Any]) -> Path | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from roberta_pln.checkpoint import atomic
-from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, Array, CheckpointError, Contents, Stored
+from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, CheckpointError, Contents, Stored, lying_at
 from roberta_pln.names import Family
 
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -49,22 +48,25 @@ def read(path: Path) -> Contents:
     if kind not in _FAMILIES:
         known = ", ".join(repr(name) for name in _FAMILIES if name)
         raise CheckpointError(f"the metadata of {path} must name one of the formats {known}, got {kind!r}")
-    return Contents(_FAMILIES[kind], {name: _stored(path, file, name) for name in file.keys()})  # noqa: SIM118
+    entries, start = _header(path)
+    return Contents(_FAMILIES[kind], {name: _stored(path, name, entries[name], start) for name in file.keys()})  # noqa: SIM118
 
 
-def _stored(path: Path, file: Any, name: str) -> Stored:
-    view = file.get_slice(name)
-    dtype = _DTYPES.get(view.get_dtype())
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, which the library has checked but does not give out whole, and where the data start."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(size)), 8 + size
+
+
+def _stored(path: Path, name: str, entry: dict[str, Any], start: int) -> Stored:
+    dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise CheckpointError(f"{path}: tensor {name!r} has type {view.get_dtype()}; known are {', '.join(_DTYPES)}")
-    return Stored(tuple(view.get_shape()), dtype, _reader(file, name))
+        raise CheckpointError(f"{path}: tensor {name!r} has type {entry['dtype']}; known are {', '.join(_DTYPES)}")
+    return lying_at(path, start + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
 
 
-def _reader(file: Any, name: str) -> Callable[[], Array]:
-    return lambda: file.get_tensor(name)
-
-
-def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str) -> None:
+def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str, shard: bool = False) -> None:
     """Write PyTorch's names, one tensor in memory at a time. Second names of tied tensors are left out.
 
     The bytes are those of the safetensors library: wider types first, which keeps every tensor aligned, then by name.
@@ -78,7 +80,12 @@ def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], he
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with atomic.writing(path) as file:
+    with path.open("xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             file.write(tensors[name].bytes().data)
+
+
+def index_keys(tensors: Mapping[str, Stored], ties: Mapping[str, str], head: str) -> dict[str, str]:
+    """Name in an index to name in the files."""
+    return {name: name for name in tensors}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 
+from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.names import Family
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -42,14 +45,17 @@ class Stored:
 
     Attributes:
         shape, dtype: known from the file's header.
-        read: reads it.
+        read: reads it into memory of its own.
         identity: equal for two names of the same bytes; `None` when that is not known.
+        map: gives it as a part of the file that is mapped into memory, where writing to the array leaves the file as
+            it is; `None` where its bytes are not in one piece or in another order.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: Callable[[], Array]
     identity: Hashable = None
+    map: Callable[[], Array] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -62,12 +68,48 @@ class Stored:
     def transposed(self) -> Stored:
         """The same tensor with its axes reversed, contiguous again."""
         identity = None if self.identity is None else ("transposed", self.identity)
-        return Stored(self.shape[::-1], self.dtype, lambda: np.ascontiguousarray(self.read().T), identity)
+        return Stored(self.shape[::-1], self.dtype, lambda: transpose(self.read()), identity)
 
     def bytes(self) -> Array:
         """The raw little-endian bytes in C order, shape (nbytes,), for writers."""
         array = np.ascontiguousarray(self.read(), dtype=self.dtype)
         return array.reshape(-1).view(np.uint8)
+
+
+def lying_at(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], identity: Hashable = None
+) -> Stored:
+    """A tensor whose bytes are in one piece of a file, in C order; the caller has checked that they are there."""
+    if len(shape) > _MOST_AXES:
+        raise CheckpointError(f"{path}: a tensor has {len(shape)} axes; at most {_MOST_AXES} are read")
+    count = math.prod(shape)
+    if count == 0 and math.prod(length or 1 for length in shape) * dtype.itemsize >= 2**63:
+        raise CheckpointError(f"{path}: a tensor has the shape {shape}, which is too large even where it is empty")
+
+    def read() -> Array:
+        return np.fromfile(path, dtype, count, offset=offset).reshape(shape)
+
+    def mapped() -> Array:
+        if count == 0 or offset % dtype.itemsize:
+            return read()
+        return np.require(np.memmap(path, dtype, "c", offset, shape), requirements=["ENSUREARRAY"])
+
+    return Stored(shape, dtype, read, identity, mapped)
+
+
+def transpose(array: Array) -> Array:
+    """A matrix with its axes exchanged, in C order; in blocks, since column after column is six times slower."""
+    if array.ndim != 2:
+        return np.ascontiguousarray(array.T)
+    turned = np.empty(array.shape[::-1], array.dtype)
+    for start in range(0, len(array), _BLOCK):
+        turned[:, start : start + _BLOCK] = array[start : start + _BLOCK].T
+    return turned
+
+
+_MOST_AXES: Final = 32
+_BLOCK: Final = 64
+"""Rows whose columns fit into the processor's first cache."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +120,14 @@ class Contents:
         family: whose names it uses.
         tensors: stored name to tensor, in the file's order.
         copies: names of tensors that the format is known to repeat, with the name they repeat.
+        config: the model's config, where the file itself holds one.
+        left_out: what else is in the file and is not of the model, such as an optimizer's state.
+        zeros: canonical names of parameters that the format leaves out, because they are zero.
     """
 
     family: Family
     tensors: Mapping[str, Stored]
     copies: Mapping[str, str] = field(default_factory=dict)
+    config: RobertaPreLayerNormConfig | None = None
+    left_out: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()

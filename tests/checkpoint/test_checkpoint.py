@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from itertools import product
 
 import ml_dtypes
@@ -11,10 +12,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from roberta_pln import checkpoint, schema
-from roberta_pln.checkpoint import FILES, FORMATS, CheckpointError
+from roberta_pln.checkpoint import FILES, FOLDERS, CheckpointError
 from roberta_pln.config import ConfigError
-from tests.contract import random_tensors, tiny_config
+from tests.contract import FORMATS, random_tensors, tiny_config
 
+ONE_FILE = [format for format in FORMATS if format not in FOLDERS]
 CONFIG = tiny_config(hidden_size=8, intermediate_size=12)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
 WORDS = f"{schema.PREFIX}.embeddings.word_embeddings.weight"
@@ -96,17 +98,25 @@ def test_variants_of_the_config(tmp_path):
 def test_order_of_formats(tmp_path):
     for format in FORMATS:
         path = checkpoint.save(random_tensors(CONFIG, "Model"), tmp_path / format, CONFIG, "Model", format)
-        shutil.copy(path, tmp_path)
-    shutil.copy(tmp_path / "h5" / "config.json", tmp_path)
-    for format in FORMATS:
-        assert checkpoint.open(tmp_path).format == format
-        (tmp_path / FILES[format]).unlink()
+        shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    for format, rest in zip(FORMATS, [*FORMATS[1:], None], strict=True):
+        with (
+            pytest.warns(UserWarning, match=f"holds {FILES[format]}, which is used, and also {FILES[rest]}")
+            if rest
+            else nullcontext()
+        ):
+            assert checkpoint.open(tmp_path).format == format
+        for chosen in FORMATS[FORMATS.index(format) :]:
+            assert checkpoint.open(tmp_path, format=chosen).format == chosen
+        shutil.rmtree(tmp_path / FILES[format]) if format in FOLDERS else (tmp_path / FILES[format]).unlink()
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_stale_weights_go_and_all_else_stays(tmp_path, format):
-    stale = [*FILES.values(), "pytorch_model.bin.index.json", "model-00001-of-00002.safetensors"]
-    others = ["tokenizer.json", "vocab.json", "optimizer.bin", "my_model.safetensors", "model.safetensors.md"]
+    stale = [*(FILES[format] for format in ONE_FILE), "orbax/_METADATA"]
+    stale += ["pytorch_model.bin.index.json", "model-00001-of-00002.safetensors"]
+    (tmp_path / "orbax").mkdir()
+    others = ["tokenizer.json", "model.pt", "optimizer.bin", "my_model.safetensors", "model.safetensors.md"]
     for name in (*stale, *others):
         (tmp_path / name).write_text("old")
     checkpoint.save(random_tensors(CONFIG, "Model"), tmp_path, CONFIG, "Model", format)
@@ -119,9 +129,6 @@ def test_missing_paths(tmp_path):
         checkpoint.open(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=", ".join(FILES.values())):
         checkpoint.open(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="sharded"):
-        checkpoint.open(tmp_path)
     (tmp_path / "weights.txt").write_text("")
     with pytest.raises(CheckpointError, match="ending of a weight file must be one of"):
         checkpoint.open(tmp_path / "weights.txt")
@@ -130,7 +137,7 @@ def test_missing_paths(tmp_path):
 # ------------------------------------------------------------------ broken files
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_FILE)
 def test_cut_short(tmp_path, format):
     path = checkpoint.save(random_tensors(CONFIG, "Model"), tmp_path, CONFIG, "Model", format)
     whole = path.read_bytes()
@@ -140,7 +147,7 @@ def test_cut_short(tmp_path, format):
             checkpoint.open(path)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_FILE)
 @pytest.mark.parametrize(
     "content", [b"not a checkpoint at all, but some text", b"\x80", b"PK\5\6" + bytes(18), bytes(64)]
 )
@@ -290,13 +297,17 @@ class Failing(dict):
         return super().__getitem__(name)
 
 
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("fault", ["reading", "flushing"])
 def test_failed_save_leaves_old_files_whole(tmp_path, monkeypatch, format, fault):
     for old in FORMATS:
         checkpoint.save(random_tensors(CONFIG, "Model"), tmp_path / old, CONFIG, "Model", old)
         shutil.copytree(tmp_path / old, tmp_path / "folder", dirs_exist_ok=True)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+    before = content(tmp_path / "folder")
     tensors = random_tensors(CONFIG, "Model", seed=1)
     if fault == "reading":
         tensors = Failing(tensors)
@@ -304,7 +315,7 @@ def test_failed_save_leaves_old_files_whole(tmp_path, monkeypatch, format, fault
         monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match=r"device lost|disk full"):
         checkpoint.save(tensors, tmp_path / "folder", CONFIG, "Model", format)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()} == before
+    assert content(tmp_path / "folder") == before
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -331,7 +342,7 @@ def test_save_checks_everything_at_once(tmp_path):
 
 def test_save_refuses_other_arguments(tmp_path):
     tensors = random_tensors(CONFIG, "Model")
-    with pytest.raises(CheckpointError, match="format must be one of safetensors, torch, h5, msgpack, got 'onnx'"):
+    with pytest.raises(CheckpointError, match=f"format must be one of {', '.join(checkpoint.FORMATS)}, got 'onnx'"):
         checkpoint.save(tensors, tmp_path, CONFIG, "Model", "onnx")
     with pytest.raises(TypeError, match="NumPy arrays, got list"):
         checkpoint.save({**tensors, WORDS: [1.0]}, tmp_path, CONFIG, "Model")

@@ -1,5 +1,7 @@
 """Flax's MessagePack form, against the msgpack library."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,13 @@ msgpack = pytest.importorskip("msgpack")
 
 def array(shape=(2, 3), dtype="float32", size=24, kind=1, parts=3):
     return msgpack.ExtType(kind, msgpack.packb((shape, dtype, bytes(size))[:parts]))
+
+
+def pieces(mark=True, shape=None, dtype="float32", numbers="01"):
+    """An array of 2 x 3 numbers in two pieces."""
+    parts = [array((3,), "float32", 12), array((3,), dtype, 12)]
+    shape = {"0": 2, "1": 3} if shape is None else shape
+    return {"__msgpack_chunked_array__": mark, "shape": shape, "chunks": dict(zip(numbers, parts, strict=True))}
 
 
 def write(folder, tree):
@@ -51,12 +60,21 @@ def test_writes_what_the_library_reads(tmp_path, shape):
 REFUSED = {
     "complex": ({"x": array(kind=2)}, "extension of type 2"),
     "size": ({"x": array(size=20)}, "needs 24 bytes, 20 are announced"),
-    "huge": ({"x": array(shape=(2**40, 2**40))}, "needs"),
+    "huge": ({"x": array(shape=(2**40, 2**40))}, "needs|larger than any file"),
     "negative": ({"x": array(shape=(-2, -3))}, "must start a count"),
     "type": ({"x": array(dtype="object")}, "has type 'object'"),
     "parts": ({"x": array(parts=2)}, r"must be \[shape, type, bytes\]"),
     "number": ({"x": 3}, "must start a map"),
-    "chunks": ({"x": {"__msgpack_chunked_array__": True, "shape": {}}}, "nested maps of arrays, each of at most"),
+    "pieces, no shape": ({"x": pieces(shape=[2, 3])}, "must start a map"),
+    "pieces, no mark": ({"x": pieces(mark=False)}, "must hold shape and chunks"),
+    "pieces in another order": ({"x": dict(reversed(pieces().items()))}, "must start a map"),
+    "pieces that are missing": ({"x": {**pieces(), "chunks": {}}}, "needs 24 bytes, its pieces have 0"),
+    "too few pieces": ({"x": pieces(shape={"0": 2**40})}, "its pieces have 24"),
+    "pieces of two types": ({"x": pieces(dtype="int32")}, "its pieces have 24"),
+    "pieces out of order": ({"x": pieces(numbers="10")}, "item 0 of a list has number '1'"),
+    "pieces and more": ({"x": {**pieces(), "y": array()}}, "must start a map"),
+    "more and pieces": ({"x": {"y": array(), **pieces()}}, "must start a map"),
+    "a piece in pieces": ({"x": {**pieces(), "chunks": {"0": pieces()}}}, "must start a extension"),
     "list": ([1, 2], "must start a map"),
     "numbered": ({1: array()}, "must start a text"),
     "trailing": (msgpack.packb({}) + b"x", "bytes follow"),
@@ -83,7 +101,31 @@ def test_flax_restores_what_we_write(tmp_path):
     assert np.array_equal(kernel.T, tensors["roberta_prelayernorm.encoder.layer.1.intermediate.dense.weight"])
 
 
-def test_arrays_that_flax_would_cut(tmp_path):
-    large = Stored((2**28 + 1,), np.dtype("<f4"), lambda: pytest.fail("nothing may be read"))
-    with pytest.raises(CheckpointError, match="x: larger than"):
-        flax_msgpack.write(tmp_path / "x.msgpack", {"x": large}, {}, "Model")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("limit", [1, 8, 100, 2**10])
+def test_arrays_in_pieces_are_those_of_flax(tmp_path, monkeypatch, limit, dtype):
+    serialization = pytest.importorskip("flax.serialization")
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", limit)
+    monkeypatch.setattr(flax_msgpack, "LARGEST", limit)
+    values = np.random.default_rng(0).standard_normal((7, 31)).astype(flax_msgpack._DTYPES[dtype])
+    tree = {"a": {"0": values, "b": values[0, :2]}, "c": values.reshape(7, 1, 31)}
+    flat = {"a/0": values, "a/b": values[0, :2], "c": tree["c"]}
+    stored = {name: Stored(value.shape, value.dtype, partial(np.array, value)) for name, value in flat.items()}
+    flax_msgpack.write(tmp_path / "ours", stored, {}, "Model")
+    assert (tmp_path / "ours").read_bytes() == serialization.msgpack_serialize(tree)
+    found = flax_msgpack.read(tmp_path / "ours").tensors
+    assert {name: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for name, tensor in found.items()} == {
+        name: (value.shape, value.dtype, value.tobytes()) for name, value in flat.items()
+    }
+
+
+def test_pieces_that_are_cut_short(tmp_path):
+    whole = msgpack.packb({"x": pieces()})
+    for length in range(len(whole)):
+        with pytest.raises(CheckpointError, match="cut short"):
+            flax_msgpack.read(write(tmp_path, whole[:length]))
+    assert len(flax_msgpack.read(write(tmp_path, whole)).tensors) == 1
+
+
+def test_the_limit_is_that_of_flax():
+    assert pytest.importorskip("flax.serialization").MAX_CHUNK_SIZE == flax_msgpack.LARGEST

@@ -1,17 +1,20 @@
 """PyTorch's pickles: what is read, what is refused, and that nothing in them runs."""
 
+import argparse
 import io
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from functools import partial
 
 import numpy as np
 import pytest
 
 from roberta_pln import checkpoint
-from roberta_pln.checkpoint import CheckpointError, torch_pickle
-from roberta_pln.checkpoint.torch_pickle import _Global, _pickled
+from roberta_pln.checkpoint import CheckpointError, torch_pickle, zipped
+from roberta_pln.checkpoint.stored import Stored
+from roberta_pln.checkpoint.torch_pickle import Entry, _Global, _pickled
 from tests.contract import random_tensors, tiny_config
 
 CONFIG = tiny_config(hidden_size=8, intermediate_size=12)
@@ -170,7 +173,52 @@ def test_other_zip_files(tmp_path):
         torch_pickle.read(tmp_path / "x.bin")
 
 
+def test_a_namespace_is_its_attributes(tmp_path):
+    namespace = argparse.Namespace(items=3, keys="x", lr=[0.5], nothing=None)
+    path = write_zip(tmp_path / "x.bin", pickle.dumps({"args": namespace}, 2))
+    state, _ = torch_pickle.load(path)
+    assert state == {"args": {"items": 3, "keys": "x", "lr": [0.5], "nothing": None}}
+    assert isinstance(state["args"], dict)
+    with pytest.raises(CheckpointError, match="'args' is a Namespace"):
+        torch_pickle.read(path)
+
+
+def test_equal_parts_of_the_rows(tmp_path):
+    path = write_zip(tmp_path / "x.bin", tensor_opcodes(offset=1, shape=(2, 2), strides=(3, 1)), a=SIX.tobytes())
+    state, places = torch_pickle.load(path)
+    parts = dict(zip("ab", state["x"].split(2), strict=True))
+    ours = torch_pickle.stored(path, parts, places)
+    assert [ours[name].read().tolist() for name in "ab"] == [[[1, 2]], [[4, 5]]]
+    with pytest.raises(CheckpointError, match=r"\(2, 2\) has no 3 equal parts"):
+        state["x"].split(3)
+
+
 # ------------------------------------------------------------------ read and written, with PyTorch
+
+
+def test_plain_values_survive(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensor = Stored((2,), np.dtype("<f4"), lambda: np.array([1, 2], "<f4"))
+    value = {
+        "none": None,
+        "numbers": [0, -1, 255, 2**40, -(2**70), 0.1, -1e300, True, False],
+        "text": ("", "é", "x" * 300),
+        "empty": [[], (), {}, OrderedDict()],
+        3: OrderedDict(a=Entry("0", tensor), b=Entry("0", tensor)),
+    }
+    torch_pickle.write_object(tmp_path / "x.bin", value)
+    theirs = torch.load(tmp_path / "x.bin", weights_only=True)
+    tensors = theirs.pop(3)
+    assert type(tensors) is type(theirs["empty"][3]) is OrderedDict
+    assert tensors["a"].tolist() == [1, 2]
+    assert tensors["a"].data_ptr() == tensors["b"].data_ptr()
+    del value[3]
+    assert theirs == value
+    assert list(map(type, theirs["numbers"])) == list(map(type, value["numbers"]))
+    ours, _ = torch_pickle.load(tmp_path / "x.bin")
+    assert {**ours, 3: None} == {**value, 3: None}
+    with pytest.raises(TypeError, match="no opcode for set"):
+        torch_pickle.write_object(tmp_path / "y.bin", {"x": {1}})
 
 
 def torch_tensors(torch):
@@ -229,6 +277,4 @@ def test_pytorch_loads_what_we_write(tmp_path):
 
 def test_storages_are_aligned(tmp_path):
     path = checkpoint.save(random_tensors(CONFIG, "Model"), tmp_path, CONFIG, "Model", "torch")
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        places = [torch_pickle._place(path, file, entry)[0] for entry in archive.infolist()]
-    assert {place % 64 for place in places} == {0}
+    assert {start % 64 for start, _ in zipped.places(path).values()} == {0}

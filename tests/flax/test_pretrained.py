@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from roberta_pln import checkpoint
 from roberta_pln.flax import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
-from tests.contract import random_checkpoint, random_ids, tiny_config
+from tests.contract import FORMATS, random_checkpoint, random_ids, tiny_config
 
 IDS = random_ids()
 
@@ -24,14 +24,12 @@ def dtypes(params):
     return {value.dtype.name for value in jax.tree.leaves(params)}
 
 
-@pytest.mark.parametrize(
-    "options", [dict(), dict(safe_serialization=False), *(dict(format=f) for f in FORMATS)]
-)
+@pytest.mark.parametrize("options", [dict(), dict(safe_serialization=False), *(dict(format=f) for f in FORMATS)])
 def test_round_trip(folder, tmp_path, options):
     model = RobertaPreLayerNormForMaskedLM.from_pretrained(folder)
     model.save_pretrained(tmp_path, **options)
     wanted = "msgpack" if "safe_serialization" in options else options.get("format", "safetensors")
-    assert (tmp_path / checkpoint.FILES[wanted]).is_file()
+    assert (tmp_path / checkpoint.FILES[wanted]).exists()
     again = RobertaPreLayerNormForMaskedLM.from_pretrained(tmp_path)
     assert again.config.replace(dtype=None) == model.config.replace(dtype=None)
     jax.tree.map(np.testing.assert_array_equal, model.params, again.params)

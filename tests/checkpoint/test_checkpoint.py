@@ -4,9 +4,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
-from itertools import product
 
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -20,8 +18,6 @@ ONE_FILE = [format for format in FORMATS if format not in FOLDERS]
 CONFIG = tiny_config(hidden_size=8, intermediate_size=12)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
 WORDS = f"{schema.PREFIX}.embeddings.word_embeddings.weight"
-MODELS = {"base": (CONFIG, "Model"), "tied": (CONFIG, "ForMaskedLM"), "untied": (UNTIED, "ForMaskedLM")}
-DTYPES = {"float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def write_torch_names(folder, tensors, config=CONFIG, **values):
@@ -43,33 +39,6 @@ def assert_equal(ours, theirs):
 
 
 # ------------------------------------------------------------------ round trips
-
-
-@pytest.mark.parametrize(("model", "first", "second"), list(product(MODELS, FORMATS, FORMATS)))
-def test_every_format_to_every_other(tmp_path, model, first, second):
-    config, head = MODELS[model]
-    tensors = random_tensors(config, head)
-    checkpoint.save(tensors, tmp_path / "a", config, head, first)
-    opened = checkpoint.open(tmp_path / "a")
-    checkpoint.save(opened, tmp_path / "b", opened.config, opened.head, second)
-    again = checkpoint.open(tmp_path / "b")
-    assert_equal(again, tensors)
-    assert (again.format, again.head, again.foreign) == (second, head, ())
-    assert again.config == config.replace(dtype="float32", architectures=[f"RobertaPreLayerNorm{head}"])
-
-
-@pytest.mark.parametrize(("format", "dtype"), sorted(set(product(FORMATS, DTYPES)) - {("h5", "bfloat16")}))
-def test_other_types(tmp_path, format, dtype):
-    tensors = {name: array.astype(DTYPES[dtype]) for name, array in random_tensors(CONFIG, "ForMaskedLM").items()}
-    checkpoint.save(tensors, tmp_path, CONFIG, "ForMaskedLM", format)
-    assert_equal(checkpoint.open(tmp_path), tensors)
-    assert checkpoint.open(tmp_path).config.dtype == dtype
-
-
-def test_h5_has_no_bfloat16(tmp_path):
-    tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in random_tensors(CONFIG, "Model").items()}
-    with pytest.raises(CheckpointError, match="no bfloat16: save in another format"):
-        checkpoint.save(tensors, tmp_path, CONFIG, "Model", "h5")
 
 
 @pytest.mark.parametrize("head", schema.HEADS)

@@ -1,11 +1,9 @@
 """The models of transformers beside ours: how each is loaded and called, with NumPy on both ends."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import transformers
 
 from roberta_pln import backends, checkpoint
@@ -34,20 +32,6 @@ def theirs(backend: str, root: Path, head: str, **options):
     model, params = model_class.from_pretrained(root / backend, _do_init=False, **options)
     model._is_initialized, model.params = True, params
     return model
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """JAX compiles much here that runs once or twice, and so optimises nothing."""
-    if importlib.util.find_spec("jax") is None:
-        yield
-        return
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def call(backend: str, model, inputs: dict, **options):

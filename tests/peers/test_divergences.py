@@ -22,7 +22,7 @@ from roberta_pln.config import ConfigError, RobertaPreLayerNormConfig
 from roberta_pln.schema import HEADS as CLASSES
 from roberta_pln.schema import PREFIX as BASE
 from tests.contract import CONFIGS, HEADS, INPUTS, PAD, load, random_ids, random_tensors, tiny_config
-from tests.peers.library import PREFIX, array, arrays, call, quick_compilation, saved, theirs
+from tests.peers.library import PREFIX, array, arrays, call, saved, theirs
 
 every_backend = pytest.mark.parametrize("backend", backends.installed())
 CLOSE = dict(rtol=0, atol=5e-6)  # some tens of roundings of float32, 6e-8, on numbers up to 4
@@ -33,7 +33,7 @@ STATES = np.random.default_rng(0).standard_normal((3, 5, 32)).astype(np.float32)
 EMBEDDINGS = np.random.default_rng(1).standard_normal((3, 11, 32)).astype(np.float32)
 ENCODER = {"is_decoder": True, "add_cross_attention": True}
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 _FOLDER = tempfile.TemporaryDirectory()  # for as long as the tests run
 
 

@@ -70,11 +70,11 @@ BIAS = "lm_head.bias"
 SPOILED = {
     "above": (
         spoil(lambda folder, places: places.update({BIAS: "../x.safetensors"})),
-        "may name files of its own folder",
+        "files of its own folder only",
     ),
     "absolute": (
         spoil(lambda folder, places: places.update({BIAS: "/x.safetensors"})),
-        "may name files of its own folder",
+        "files of its own folder only",
     ),
     "absent": (spoil(lambda folder, places: (folder / places[BIAS]).unlink()), "which is not there: the checkpoint is"),
     "unnamed": (spoil(lambda folder, places: places.pop(BIAS)), f"holds {BIAS} beside what the index names"),

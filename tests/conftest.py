@@ -3,8 +3,11 @@
 `TF_USE_LEGACY_KERAS` only moves `tf.keras`, which transformers uses; `import keras`, which this library uses, stays.
 """
 
+import gc
 import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,25 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+LARGE = 3 * 2**30
+"""Bytes of a process above which what JAX has compiled is given back."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Thousands of small programs take gigabytes in the end."""
+    yield
+    if "jax" in sys.modules and resident() > LARGE:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.is_file() else 0
 
 
 @pytest.fixture(scope="module")

@@ -109,4 +109,5 @@ def dump(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def to_array(array: np.ndarray) -> Array:
     """An array of the values; it may share memory with what it is made of, which nobody else may write to then."""
-    return jax.device_put(np.ascontiguousarray(array))
+    with jax.ensure_compile_time_eval():  # a model may be loaded while a function that uses it is traced
+        return jax.device_put(np.ascontiguousarray(array))

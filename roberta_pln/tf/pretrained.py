@@ -19,6 +19,10 @@ NATIVE_FORMAT = "h5"
 """What `save_pretrained(safe_serialization=False)` writes."""
 
 
+OWN_LOSS = (None, "auto", "passthrough")
+"""What `compile` has as its loss when the model's own is meant; the names are those of transformers."""
+
+
 class RobertaPreLayerNormPreTrainedModel(keras.Model):
     """Base of all models.
 
@@ -364,10 +368,6 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
 
     # ------------------------------------------------------------- Keras' fit, evaluate and predict
 
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **options: Any) -> None:
-        """As every Keras model. Without a loss, or with `auto` as transformers calls that, it is the model's own."""
-        super().compile(optimizer, None if loss in ("auto", "passthrough") else loss, **options)
-
     def compute_loss(
         self,
         x: Any = None,
@@ -386,7 +386,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             InputError: when there are no labels, or sample weights for the model's own loss.
         """
         labels, logits = self.labels_of(x, y), self.logits_of(y_pred)
-        if self.loss is not None:
+        if self.loss not in OWN_LOSS:
             return super().compute_loss(x, labels, logits, sample_weight, training)
         if sample_weight is not None:
             raise checks.InputError(

@@ -113,6 +113,14 @@ def test_num_labels():
         ({"pruned_heads": {12: [0]}}, "pruned_heads names layer 12"),
         ({"pruned_heads": {0: [12]}}, "heads from 0 to 11"),
         ({"pruned_heads": {0: list(range(12))}}, "at least one must stay"),
+        ({"pruned_heads": [[0]]}, "pruned_heads must map numbers of layers to lists"),
+        ({"id2label": ["no", "yes"]}, "id2label must map whole numbers to names"),
+        ({"id2label": {"first": "no"}}, "id2label must map whole numbers to names"),
+        ({"label2id": None}, "label2id must map names to whole numbers"),
+        ({"num_labels": 10**9}, "num_labels must be an integer from 0 to 1048576, got 1000000000"),
+        ({"architectures": "RobertaPreLayerNormModel"}, "architectures must be a list of names"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be a number of at least 0, got nan"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, got 'false'"),
     ],
 )
 def test_bad_values_are_named(changes, message):
@@ -142,8 +150,16 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="must hold a JSON object, got list"):
         RobertaPreLayerNormConfig.from_json_file(path)
     path.write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match="another architecture"):
+    with pytest.raises(ConfigError, match=r"config\.json: .* another architecture"):
         RobertaPreLayerNormConfig.from_json_file(path)
+    path.write_text('{"self": 1, "vocab_size": ' + 5000 * "9" + "}")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        RobertaPreLayerNormConfig.from_json_file(path)
+    path.write_text("[" * 2**24 + "]")
+    with pytest.raises(ConfigError, match="more than 16,777,216 bytes"):
+        RobertaPreLayerNormConfig.from_json_file(path)
+    path.write_text('{"self": 1}')
+    assert RobertaPreLayerNormConfig.from_json_file(path).extra == {"self": 1}
 
 
 def test_keywords_override_the_file(tmp_path):

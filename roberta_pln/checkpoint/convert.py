@@ -160,5 +160,6 @@ def _write_dictionaries(texts: Mapping[str, str], folder: Path) -> None:
 def _copy_companions(source: Path, folder: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file() and source.resolve() != folder.resolve():
+            shards.refuse_link(source / name, source)
             with atomic.replacing(folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)

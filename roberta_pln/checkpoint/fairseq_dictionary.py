@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
+from roberta_pln.checkpoint import shards
 from roberta_pln.checkpoint.stored import CheckpointError
 from roberta_pln.config import RobertaPreLayerNormConfig
 
@@ -76,6 +77,7 @@ def written(source: Path, config: RobertaPreLayerNormConfig, head: str) -> dict[
 
 def _vocabulary(source: Path, size: int) -> str | None:
     if (source / VOCABULARY).is_file():
+        shards.refuse_link(source / VOCABULARY, source)
         return (source / VOCABULARY).read_text(encoding="utf-8")
     tokens = _tokens(source)
     if tokens is None:

@@ -5,8 +5,9 @@ Files are read without the HDF5 library, which may crash on damaged ones; it is 
 
 from __future__ import annotations
 
+import io
 import mmap
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +110,65 @@ def stored(path: Path, group: Group, place: str) -> Stored:
             "`h5repack -f NONE -l CONTI` for instance"
         )
     return lying_at(path, dataset.start, dataset.shape, dtype, dataset.address)
+
+
+def check_distinct(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Refuse two names of one dataset, to which a damaged link may lead."""
+    names: dict[Hashable, str] = {}
+    for name, tensor in tensors.items():
+        if names.setdefault(tensor.identity, name) != name:
+            raise CheckpointError(f"{path}: {names[tensor.identity]!r} and {name!r} are one dataset")
+
+
+@contextmanager
+def created(path: Path) -> Iterator[Any]:
+    """Make an HDF5 file with h5py.
+
+    Raises:
+        OSError: when the disk is full, for instance; the HDF5 library itself would crash.
+    """
+    h5py = library()
+    with path.open("xb+", buffering=0) as file:
+        enduring = _Enduring(file)
+        with h5py.File(enduring, "w") as content:
+            yield content
+        if enduring.error is not None:
+            raise enduring.error
+
+
+class _Enduring(io.RawIOBase):
+    """A file that keeps the first error of writing to itself, and then takes everything without writing it."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte."""
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read into a buffer."""
+        return self.file.readinto(buffer)
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes."""
+        left = memoryview(data).cast("B")
+        try:
+            while left and self.error is None:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut the file, or make it longer."""
+        try:
+            if self.error is None:
+                self.file.truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
 
 
 def write(group: Any, name: str, tensor: Stored) -> None:

@@ -81,7 +81,10 @@ def read(path: Path) -> Contents:
                 left_out.append(place)
                 continue
             for array, name in _names(place, arrays).items():
+                if name in tensors:
+                    raise CheckpointError(f"{path} holds {name!r} twice, the second time in {place!r}")
                 tensors[name] = hdf5.stored(path, file, f"{place}/{array}")
+    hdf5.check_distinct(path, tensors)
     return Contents("tf", tensors, config=_config(path), left_out=tuple(left_out))
 
 
@@ -124,7 +127,7 @@ def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], he
         for module, place in (_BASE if head == "Model" else _HEAD)
         for number, leaf in enumerate(LEAVES[module.kind])
     }
-    with hdf5.library().File(path, "x") as file:
+    with hdf5.created(path) as file:
         for name, tensor in tensors.items():
             layer = re.search(r"layer_\._(\d+)", name)
             item = "layer" if layer is None or layer[1] == "0" else f"layer_{layer[1]}"

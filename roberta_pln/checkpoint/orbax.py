@@ -2,7 +2,8 @@
 
 `_METADATA` lists the arrays. Each is in zarr's format, in a folder of its own or in one database (OCDBT) with the
 others. What is written here are folders without compression, which takes no library to write or read; what Orbax
-itself writes is read with tensorstore, the library that Orbax is built on.
+itself writes is read with tensorstore, the library that Orbax is built on. Packed numbers have no checksums, and
+tensorstore makes room for as much as they announce; from strangers, other formats are better.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def read(path: Path) -> Contents:
         leaves = [_keys(leaf) for leaf in metadata["tree_metadata"].values() if _is_array(leaf)]
     except (ConfigError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / METADATA} does not list arrays as Orbax does: {error!r}") from error
-    _check_links(path)
+    _check_files(path)
     nested = any(keys[0] == _PARAMS for keys in leaves)
     taken = {"/".join(keys[nested:]): ".".join(keys) for keys in leaves if keys[0] == _PARAMS or not nested}
     left_out = dict.fromkeys(keys[0] for keys in leaves if nested and keys[0] != _PARAMS)
@@ -77,11 +78,13 @@ def _keys(leaf: Any) -> tuple[str, ...]:
     return keys
 
 
-def _check_links(folder: Path) -> None:
-    """Refuse links out of a folder; all files in it are of the checkpoint."""
+def _check_files(folder: Path) -> None:
+    """Refuse links out of a folder, and what is no file; all in it is of the checkpoint."""
     for path in folder.rglob("*"):
-        if path.is_symlink() and not shards.is_beside(path, folder):
-            raise CheckpointError(f"{path} is a link out of its folder, which is refused; put the file itself there")
+        if path.is_symlink():
+            shards.refuse_link(path, folder)
+        if not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path} is neither a file nor a folder, but a device or a pipe; remove it")
 
 
 def _plain(folder: Path) -> Stored | None:
@@ -134,12 +137,7 @@ def _through_tensorstore(path: Path, metadata: Mapping[str, Any], places: list[s
         arrays: dict[str, Any] = {place: array.result() for place, array in opening.items()}
     except (ValueError, UnicodeDecodeError) as error:  # what tensorstore makes of broken files
         raise CheckpointError(f"{path} is cut short or no folder of Orbax: {error}") from error
-    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    needed = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for array in arrays.values())
-    if needed > _MOST_PACKED * held:
-        raise CheckpointError(
-            f"{path} holds {held} bytes, which would become {needed}: no weights can be packed so well"
-        )
+    _check_packed(path, arrays)
     for place, array in arrays.items():
         chunk = array.chunk_layout.write_chunk.shape
         needed = math.prod(-(-length // step) for length, step in zip(array.shape, chunk, strict=True))
@@ -149,6 +147,18 @@ def _through_tensorstore(path: Path, metadata: Mapping[str, Any], places: list[s
         place: Stored(array.shape, array.dtype.numpy_dtype, _reader(path, place, array))
         for place, array in arrays.items()
     }
+
+
+def _check_packed(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Refuse what Orbax cannot have packed: hardly anything that becomes very much, and numbers the other way round."""
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    needed = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for array in arrays.values())
+    if needed > _MOST_PACKED * held:
+        raise CheckpointError(f"{path} holds {held} bytes, too few for arrays of {needed}: no weights pack so well")
+    for place, array in arrays.items():
+        form = array.spec().to_json()["metadata"]
+        if str(form.get("dtype")).startswith(">") or '"big"' in json.dumps(form.get("codecs")):
+            raise CheckpointError(f"{path}: {place} is big-endian, as Orbax never writes it; the folder may be damaged")
 
 
 def _reader(path: Path, place: str, array: Any) -> Callable[[], Array]:

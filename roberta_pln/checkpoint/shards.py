@@ -66,15 +66,19 @@ def _shard(index: Path, name: str) -> Path:
         raise CheckpointError(f"{index} may name files of its own folder only, got {name!r}")
     if not path.is_file():
         raise CheckpointError(f"{index} names {name!r}, which is not there: the checkpoint is incomplete")
-    if not is_beside(path, index.parent):
-        raise CheckpointError(f"{path} is a link out of its folder, which is refused; put the file itself there")
+    refuse_link(path, index.parent)
     return path
 
 
-def is_beside(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, also where the hub's cache keeps its content in another."""
+def refuse_link(path: Path, folder: Path) -> None:
+    """Refuse a file that is not in a folder, unless the hub's cache keeps its content in another.
+
+    Raises:
+        CheckpointError: when it is a link out of the folder.
+    """
     file, home = path.resolve(), folder.resolve()
-    return file.is_relative_to(home) or file.parent in [above / "blobs" for above in home.parents]
+    if not file.is_relative_to(home) and file.parent not in [above / "blobs" for above in home.parents]:
+        raise CheckpointError(f"{path} is a link out of its folder, which is refused; put the file itself there")
 
 
 def _key(wanted: set[str], name: str) -> str:

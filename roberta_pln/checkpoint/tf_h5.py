@@ -29,6 +29,7 @@ def read(path: Path) -> Contents:
                 if name in tensors:  # language-model heads repeat the embeddings
                     copies[where] = name
                 tensors[where if name in tensors else name] = hdf5.stored(path, file, where)
+    hdf5.check_distinct(path, {name: tensor for name, tensor in tensors.items() if name not in copies})
     return Contents("tf", tensors, copies)
 
 
@@ -56,11 +57,10 @@ def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], he
 
     In files of language-model heads the embeddings appear a second time under the head, as hard links.
     """
-    h5py = hdf5.library()
     if any(tensor.dtype == DTYPES["bfloat16"] for tensor in tensors.values()):
         raise CheckpointError("HDF5 has no bfloat16: save in another format, or cast the model to float32 or float16")
     if shard:
-        with h5py.File(path, "x") as file:
+        with hdf5.created(path) as file:
             file.attrs["layer_names"] = sorted(tensors)
             for name in sorted(tensors):
                 hdf5.write(file, name, tensors[name])
@@ -71,7 +71,7 @@ def write(path: Path, tensors: Mapping[str, Stored], ties: Mapping[str, str], he
         layers.setdefault(name.partition("/")[0], []).append(name)
     if head in LM_HEADS:
         layers["lm_head"] += [name for name in tensors if name.startswith(f"{PREFIX}/embeddings/")]
-    with h5py.File(path, "x") as file:
+    with hdf5.created(path) as file:
         file.attrs.update(layer_names=list(layers), backend="tensorflow", keras_version="2.21.0")
         for layer, names in layers.items():
             group = file.create_group(layer)

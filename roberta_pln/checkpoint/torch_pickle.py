@@ -206,7 +206,8 @@ def _read_legacy(path: Path) -> tuple[Any, Places]:
             raise CheckpointError(f"{path} is no PyTorch checkpoint of a little-endian machine")
         state, storages = _unpickle(path, file)
         keys, _ = _unpickle(path, file)
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+        texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not texts or sorted(keys) != sorted(storages):
             raise CheckpointError(f"{path}: the storages in the file are not those that its tensors name")
         places = {}
         for key in keys:  # each is its number of elements, then they
@@ -232,9 +233,8 @@ def _stored(path: Path, name: str, tensor: Tensor, places: Places) -> Stored:
         raise CheckpointError(f"{path}: {name!r} uses numbers more than once; save its contiguous() form")
 
     identity = (storage.key, offset, shape, strides)
-    if all(
-        length == 1 or stride == whole for length, stride, whole in zip(shape, strides, _strides(shape), strict=True)
-    ):
+    whole = zip(shape, strides, _strides(shape), strict=True)
+    if not elements or all(length == 1 or stride == usual for length, stride, usual in whole):
         return lying_at(path, start + offset * storage.dtype.itemsize, shape, storage.dtype, identity)
     return Stored(shape, storage.dtype, partial(_strided, path, start, tensor), identity)
 
@@ -257,8 +257,6 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _strided(path: Path, start: int, tensor: Tensor) -> Array:
     """Read a tensor that does not."""
     storage, offset, shape, strides = tensor
-    if not math.prod(shape):
-        return np.zeros(shape, storage.dtype)
     flat = np.memmap(path, storage.dtype, "r", offset=start, shape=(storage.size,))
     steps = [stride * storage.dtype.itemsize * (length > 1) for length, stride in zip(shape, strides, strict=True)]
     return np.array(np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False), order="C")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -79,6 +81,15 @@ def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) 
     return file.getvalue()
 
 
+def zipped_twice(members: Mapping[str, bytes], name: str) -> bytes:
+    """A zip file with one member once more, of another content."""
+    file = BytesIO(zipped(members))
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(zipfile.ZipInfo(name), members[name][::-1])
+    return file.getvalue()
+
+
 def members(archive: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(BytesIO(archive)) as file:
         return {name: file.read(name) for name in file.namelist()}
@@ -89,6 +100,7 @@ CENTRAL = {
     "flags": 8, "method": 10, "crc": 16, "packed": 20, "size": 24, "name_size": 28, "extra_size": 30,
     "comment_size": 32, "disk": 34, "place": 42,
 }  # fmt: skip
+FOUR_BYTES = ("crc", "packed", "size", "place")
 END = {"disk": 4, "entries_here": 8, "entries": 10, "size": 12, "place": 16, "comment_size": 20}
 """Where in a local header, in an entry of the directory, and in the end of a zip file each field is."""
 
@@ -146,6 +158,19 @@ def tensor(
         + rest
         + b"tR"
     )
+
+
+def plain(pickled: bytes) -> Any:
+    """What is in a pickle, with None for every tensor."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, attribute: str) -> Any:
+            return {"OrderedDict": dict, "Namespace": dict}.get(attribute, lambda *_: None)
+
+        def persistent_load(self, pid: Any) -> None:
+            return None
+
+    return Unpickler(BytesIO(pickled)).load()
 
 
 LEGACY_START = (

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from roberta_pln import checkpoint
-from roberta_pln.checkpoint import atomic
+from roberta_pln.checkpoint import FORMATS, atomic, writing
 from roberta_pln.config import RobertaPreLayerNormConfig
 from tests.contract import random_tensors, tiny_config
 
@@ -38,7 +39,7 @@ def config(number: int) -> RobertaPreLayerNormConfig:
 
 def save(folder: str, number: int, format: str, max_shard_size: int | str = "5GB") -> None:
     tensors = random_tensors(config(number), HEAD, seed=number)
-    tensors["roberta_prelayernorm.embeddings.token_type_embeddings.weight"] *= 0  # which fairseq's files do not have
+    tensors["roberta_prelayernorm.embeddings.token_type_embeddings.weight"][:] = 0  # which fairseq's files do not have
     checkpoint.save(tensors, folder, config(number), HEAD, format, max_shard_size=max_shard_size)
 
 
@@ -94,6 +95,11 @@ def without_journal(_: bool) -> None:
     atomic.Transaction.commit = commit
 
 
+def without_looking(_: bool) -> None:
+    """Start to write even if there is no room."""
+    writing._check_room = lambda *_: None
+
+
 def as_nobody(_: bool) -> None:
     os.setuid(NOBODY)
 
@@ -104,6 +110,7 @@ MODES = {
     "full_at": full_at,
     "largest_file": largest_file,
     "without_journal": without_journal,
+    "without_looking": without_looking,
     "as_nobody": as_nobody,
 }
 
@@ -125,6 +132,9 @@ def run(request: dict[str, Any]) -> int:
 
 def main() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with TemporaryDirectory() as folder:
+        for format in FORMATS:  # so that nothing has to be imported later
+            save(f"{folder}/{format}", 0, format)
     for line in sys.stdin:
         receive, answer = os.pipe()
         pid = os.fork()

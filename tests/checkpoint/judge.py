@@ -31,8 +31,8 @@ from roberta_pln.config import ConfigError
 from tests.checkpoint import attacks, hostile  # noqa: F401  attacks register themselves
 from tests.checkpoint.hostile import Case
 
-SECONDS = 5
-"""That one case may take; most need a few milliseconds."""
+SECONDS = 20
+"""That one case may take; most need a few milliseconds, some half a second."""
 MEMORY = {"orbax, packed": 2**33, "orbax, database": 2**33}
 """Bytes that one case may take beside twice its files, where it is more: tensorstore, which unpacks what Orbax has
 packed, makes room for as much as the packed bytes announce."""

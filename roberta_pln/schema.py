@@ -305,13 +305,9 @@ def _size(config: RobertaPreLayerNormConfig, axis: str, name: str) -> int:
     if axis == "distances":
         return 2 * config.max_position_embeddings - 1
     if axis == "attention_size":  # pruning removes heads from self-attention only
-        pruned = 0 if ".crossattention." in name or not config.pruned_heads else len(_pruned(config, name))
-        return (config.num_attention_heads - pruned) * config.head_size
+        layer = int(name.removeprefix(f"{PREFIX}.encoder.layer.").split(".")[0])
+        heads = config.num_attention_heads if ".crossattention." in name else len(config.kept_heads(layer))
+        return heads * config.head_size
     size = getattr(config, axis)
     assert isinstance(size, int)
     return size
-
-
-def _pruned(config: RobertaPreLayerNormConfig, name: str) -> list[int]:
-    layer = int(name.removeprefix(f"{PREFIX}.encoder.layer.").split(".")[0])
-    return config.pruned_heads.get(layer, [])

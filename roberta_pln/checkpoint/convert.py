@@ -115,9 +115,7 @@ def convert(
 
 def _names(opened: Checkpoint, config: RobertaPreLayerNormConfig, head: str) -> dict[str, Any]:
     """The head's parameters; a missing pooler is left out, as other heads are; nothing else may be missing or lost."""
-    wanted = schema.expand(config, head)
-    if not any(".pooler." in name for name in opened):
-        wanted = {name: parameter for name, parameter in wanted.items() if ".pooler." not in name}
+    wanted = schema.expand(config, head, add_pooling_layer=any(".pooler." in name for name in opened))
     missing = [name for name in wanted if name not in opened]
     parts = {_part(name) for name in wanted}
     extra = [name for name in opened if name not in wanted and _part(name) in parts] if head == opened.head else []

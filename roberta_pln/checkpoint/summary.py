@@ -92,9 +92,8 @@ def inspect(
     """
     opened = path if isinstance(path, Checkpoint) else open(path, config, format)
     config = opened.config
-    expected = {} if config is None else schema.expand(config, opened.head)
-    if not any(".pooler." in name for name in opened):
-        expected = {name: parameter for name, parameter in expected.items() if ".pooler." not in name}
+    pooled = any(".pooler." in name for name in opened)
+    expected = {} if config is None else schema.expand(config, opened.head, add_pooling_layer=pooled)
     sizes = [opened.stored(name).nbytes for name in opened]
     extra = [name for name in opened if name not in expected] if config is not None else []
     return Summary(

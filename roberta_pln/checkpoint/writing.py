@@ -119,10 +119,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 def _outgoing(tensors: Mapping[str, Array], config: RobertaPreLayerNormConfig, head: str) -> dict[str, Stored]:
     """Check what is to be saved against the schema, without reading more than shapes and types."""
-    expected = schema.expand(config, head)
-    pooler = {name for name in expected if ".pooler." in name}
-    if not pooler & tensors.keys():
-        expected = {name: parameter for name, parameter in expected.items() if name not in pooler}
+    expected = schema.expand(config, head, add_pooling_layer=any(".pooler." in name for name in tensors))
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [f"unexpected: {name}" for name in tensors if name not in expected]
     outgoing = {name: _as_stored(tensors, name) for name in expected if name in tensors}

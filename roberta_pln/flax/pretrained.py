@@ -119,7 +119,6 @@ class RobertaPreLayerNormPreTrainedModel:
         self.module = self.module_class(config, self.dtype, self.param_dtype, gradient_checkpointing, **options)
         self._params: dict[str, Any] | None = None
         self.frozen: set[str] = set()
-        weights.check(self, input_shape)
         if _do_init:
             self.params = self.init_weights(self.key, input_shape)
 
@@ -133,6 +132,7 @@ class RobertaPreLayerNormPreTrainedModel:
             input_shape: what Linen's initialisation takes; no parameter depends on it.
             params: parameters to keep.
         """
+        weights.check(self, input_shape)
         kept = flatten_dict(unfreeze(params or {}))
         missing = [p for p in self.parameters_of_schema.values() if weights.owner(self, p) not in kept]
         return unflatten_dict({**kept, **weights.initialize(self, missing, rng)})
@@ -190,7 +190,7 @@ class RobertaPreLayerNormPreTrainedModel:
             **loaded.constructor,
         )
         loaded = dataclasses.replace(loaded, dtype=model.param_dtype.name)
-        arrays = weights.load(model, loaded.tensors()) | weights.initialize(model, loaded.fresh(), model.key)
+        arrays = weights.load(model, loaded.tensors(mapped=True)) | weights.initialize(model, loaded.fresh(), model.key)
         params = unflatten_dict(arrays)
         if _do_init:
             model.params = params

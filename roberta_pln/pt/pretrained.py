@@ -75,7 +75,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         options = keywords.settle(options)
         dtype = options.pop("torch_dtype", dtype)
         loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=dtype, **options)
-        with torch.device("meta"):
+        with weights.left_blank():
             model = cls(loaded.config, **loaded.constructor)
         model = model.to(getattr(torch, loaded.dtype))
         weights.load(model, loaded.tensors(mapped=True), device)

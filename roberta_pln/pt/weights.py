@@ -1,14 +1,33 @@
 """Canonical tensors to and from this framework's parameters, driven by the schema."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from roberta_pln import schema
 from roberta_pln.schema import Parameter
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out what PyTorch's modules draw; drawing without memory would import its compiler, a second long."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def left_blank() -> Iterator[None]:
+    """Models constructed in this context have parameters without memory: their weights come from somewhere else."""
+    with torch.device("meta"), _NoInit():
+        yield
 
 
 def owner(model: nn.Module, parameter: Parameter) -> tuple[nn.Module, str]:

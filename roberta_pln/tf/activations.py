@@ -61,7 +61,7 @@ class PReLU(Module):
 
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)
-        self.alpha = self.add_weight((1,), initializer="zeros", name="alpha")
+        self.alpha = self.add_weight((1,), "alpha")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         return tf.where(x > 0, x, tf.cast(self.alpha, x.dtype) * x)
@@ -72,8 +72,8 @@ class XIELU(Module):
 
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)
-        self.alpha_p = self.add_weight((1,), initializer="zeros", name="alpha_p")
-        self.alpha_n = self.add_weight((1,), initializer="zeros", name="alpha_n")
+        self.alpha_p = self.add_weight((1,), "alpha_p")
+        self.alpha_n = self.add_weight((1,), "alpha_n")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         above, below = tf.nn.relu(x), -tf.nn.relu(-x)

@@ -41,7 +41,7 @@ class LMHead(Module):
         self.layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, shared)
         tied = config.tie_word_embeddings
         self.decoder = None if tied else Dense(config.hidden_size, config.vocab_size, shared, bias=False)
-        self.bias = self.add_weight((config.vocab_size,), initializer="zeros", name="bias")
+        self.bias = self.add_weight((config.vocab_size,), "bias")
 
     def call(self, hidden_states: tf.Tensor, word_embeddings: tf.Tensor) -> tf.Tensor:
         hidden_states = self.layer_norm(gelu(self.dense(hidden_states)))

@@ -1,7 +1,7 @@
 """What `torch.nn` is for `pt`: the layers that hold weights, dropout, and recomputation.
 
-Weights are there as soon as a layer is constructed, zero until `weights` fills them. Every layer casts them to its
-compute dtype where it uses them, so that mixed-precision policies need no autocasting.
+Weights are there as soon as a layer is constructed, with any values until `weights` fills them. Every layer casts them to
+its compute dtype where it uses them, so that mixed-precision policies need no autocasting.
 """
 
 import math
@@ -28,17 +28,22 @@ class Module(keras.layers.Layer):
         super().__init__(dtype=shared.dtype, autocast=False)
         self.built = True
 
-    def add_weight(self, *args: Any, **options: Any) -> keras.Variable:
-        """A weight that reads in its own dtype everywhere."""
-        return super().add_weight(*args, autocast=False, **options)
+    def add_weight(self, shape: tuple[int, ...], name: str, **options: Any) -> keras.Variable:
+        """A weight that reads in its own dtype everywhere; it has memory, but no values yet."""
+        return super().add_weight(shape, initializer=_any_values, name=name, autocast=False, **options)
 
     def replace_weight(self, name: str, shape: tuple[int, ...]) -> None:
-        """Put a weight of another shape in the place of one; its values are zero."""
+        """Put a weight of another shape in the place of one, with any values."""
         old = getattr(self, name)
         self._tracker.unlock()  # Keras closes the list of weights of a layer that is built, and so its own layers do
         self._untrack_variable(old)
-        setattr(self, name, self.add_weight(shape, initializer="zeros", name=name, trainable=old.trainable))
+        setattr(self, name, self.add_weight(shape, name, trainable=old.trainable))
         self._tracker.lock()
+
+
+def _any_values(shape: tuple[int, ...], dtype: Any) -> tf.Tensor:
+    """What is in memory: zeros would cost as much time as loading a checkpoint does."""
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=False)
 
 
 class Dense(Module):
@@ -46,8 +51,8 @@ class Dense(Module):
 
     def __init__(self, inputs: int, outputs: int, shared: Shared, bias: bool = True) -> None:
         super().__init__(shared)
-        self.kernel = self.add_weight((inputs, outputs), initializer="zeros", name="kernel")
-        self.bias = self.add_weight((outputs,), initializer="zeros", name="bias") if bias else None
+        self.kernel = self.add_weight((inputs, outputs), "kernel")
+        self.bias = self.add_weight((outputs,), "bias") if bias else None
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         bias = None if self.bias is None else tf.cast(self.bias, self.compute_dtype)
@@ -60,7 +65,7 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, size: int, shared: Shared, padding_idx: int | None = None) -> None:
         super().__init__(shared)
         self.padding_idx = padding_idx
-        self.embeddings = self.add_weight((num_embeddings, size), initializer="zeros", name="embeddings")
+        self.embeddings = self.add_weight((num_embeddings, size), "embeddings")
 
     @property
     def num_embeddings(self) -> int:
@@ -84,8 +89,8 @@ class LayerNorm(Module):
     def __init__(self, size: int, eps: float, shared: Shared) -> None:
         super().__init__(shared)
         self.eps = eps
-        self.gamma = self.add_weight((size,), initializer="ones", name="gamma")
-        self.beta = self.add_weight((size,), initializer="zeros", name="beta")
+        self.gamma = self.add_weight((size,), "gamma")
+        self.beta = self.add_weight((size,), "beta")
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         dtype = at_least_float32(inputs.dtype)

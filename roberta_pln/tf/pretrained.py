@@ -96,7 +96,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=wanted, **options)
         with weights.left_blank():
             model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
-        weights.load(model, loaded.tensors())
+        weights.load(model, loaded.tensors(mapped=True))
         weights.initialize(model, loaded.fresh())
         return (model, loaded.info.to_dict()) if output_loading_info else model
 
@@ -274,7 +274,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
 
     def set_table(self, name: str, value: tf.Tensor) -> None:
         """Take the values of a tensor for a parameter of (V, D)."""
-        parameter, table = self.parameters_of_schema[name], np.asarray(value)
+        parameter, table = self.parameters_of_schema[name], np.array(value)
         checks.table(table.shape, parameter.shape)
         weights.load(self, [(parameter, table)])
 

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import keras
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from roberta_pln import schema
-from roberta_pln.checkpoint.stored import transpose
+from roberta_pln.checkpoint.stored import ALIGNMENT, transpose
 from roberta_pln.schema import Parameter
 
 _blank = ContextVar("blank", default=False)
@@ -76,13 +77,16 @@ def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
 
 
 def load(model: keras.Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> None:
-    """Put canonical tensors in place, one at a time; a tensor may have another shape than the one before."""
+    """Put canonical tensors in place, one at a time; a tensor may have another shape than the one before.
+
+    The variables take over the arrays' memory where they can: nobody else may use it then.
+    """
     for parameter, array in tensors:
-        array = transpose(array) if parameter.leaf.transposed else array
+        tensor = to_tensor(transpose(array) if parameter.leaf.transposed else array)
         layer, name = owner(model, parameter)
-        if tuple(getattr(layer, name).shape) != array.shape:
-            layer.replace_weight(name, array.shape)
-        getattr(layer, name).assign(array)
+        if getattr(layer, name).shape != tensor.shape:
+            layer.replace_weight(name, tuple(tensor.shape))
+        getattr(layer, name).assign(tensor)
 
 
 def dump(model: keras.Model) -> dict[str, np.ndarray]:
@@ -92,3 +96,12 @@ def dump(model: keras.Model) -> dict[str, np.ndarray]:
         array = tf.convert_to_tensor(get(model, parameter)).numpy()
         arrays[name] = array.T if parameter.leaf.transposed else array
     return arrays
+
+
+def to_tensor(array: np.ndarray) -> tf.Tensor:
+    """A tensor in the array's own memory, which nobody else may use then; a copy where TensorFlow cannot work there."""
+    if array.ctypes.data % ALIGNMENT or not (array.flags.c_contiguous and array.flags.writeable):
+        return tf.convert_to_tensor(array)
+    if array.dtype == ml_dtypes.bfloat16:
+        return tf.bitcast(to_tensor(array.view(np.uint16)), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

@@ -1,7 +1,7 @@
 """What `torch.nn` is for `pt`: the layers that hold weights, dropout, and recomputation.
 
-Weights are there as soon as a layer is constructed, with any values until `weights` fills them. Every layer casts them to
-its compute dtype where it uses them, so that mixed-precision policies need no autocasting.
+Weights are there as soon as a layer is constructed, with any values until `weights` fills them. Every layer casts
+them to its compute dtype where it uses them, so that mixed-precision policies need no autocasting.
 """
 
 import math

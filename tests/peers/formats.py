@@ -1,7 +1,6 @@
 """Saves and loads with transformers' three libraries, and compares with what this library reads and writes."""
 
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import transformers
 
 from roberta_pln import checkpoint, names, schema
 from tests.contract import random_tensors, tiny_config
+from tests.peers.library import messages
 
 CONFIG = tiny_config(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=12)
 DECODER = CONFIG.replace(is_decoder=True)
@@ -103,18 +103,6 @@ def differences(family: str, head: str, ours, theirs: dict[str, np.ndarray]) -> 
     return f"values differ: {wrong}" if wrong else ""
 
 
-class Log(logging.Handler):
-    """Keeps what transformers says about missing and unexpected weights."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.texts = []
-
-    def emit(self, record):
-        if re.search("newly initialized|were not used|not initialized", record.getMessage()):
-            self.texts.append(record.getMessage())
-
-
 def they_save(family: str, head: str, format: str, model, folder: Path, **options) -> str:
     model.save_pretrained(folder, safe_serialization=PEERS[family].writes[format], **options)
     opened = checkpoint.open(folder)
@@ -128,14 +116,13 @@ def they_save(family: str, head: str, format: str, model, folder: Path, **option
 
 
 def we_save(family: str, head: str, format: str, folder: Path, **options) -> str:
-    peer, config, log = PEERS[family], config_of(head), Log()
+    peer, config = PEERS[family], config_of(head)
     tensors = random_tensors(config, head)
     checkpoint.save(tensors, folder, config, head, format, **options)
-    logger = logging.getLogger("transformers")
-    logger.addHandler(log)
-    model = cls(peer, head).from_pretrained(folder)
-    logger.removeHandler(log)
-    return "; ".join(log.texts) or differences(family, head, tensors, peer.weights(model))
+    with messages() as texts:
+        model = cls(peer, head).from_pretrained(folder)
+    complaints = [text for text in texts if re.search("newly initialized|were not used|not initialized", text)]
+    return "; ".join(complaints) or differences(family, head, tensors, peer.weights(model))
 
 
 def indices_differ(theirs: Path, ours: Path) -> str:
@@ -161,8 +148,6 @@ def they_agree(family: str, model, folder: Path) -> str:
 
 def results(root: Path) -> dict[str, str]:
     """The name of each case, and what was wrong (or nothing)."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_warning()
     results = {}
     for head in schema.HEADS:
         for family, peer in PEERS.items():
@@ -184,5 +169,4 @@ def results(root: Path) -> dict[str, str]:
                     case = f"{family} loads {head} from {format} in shards"
                     results[case] = we_save(family, head, format, ours, max_shard_size=SHARD)
                     results[case] += indices_differ(theirs, ours)
-    transformers.logging.set_verbosity(verbosity)
     return results

@@ -1,5 +1,8 @@
 """The models of transformers beside ours: how each is loaded and called, with NumPy on both ends."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,19 @@ def array(value) -> np.ndarray:
     if not hasattr(value, "detach"):
         return np.asarray(value)
     return (value.detach().float() if str(value.dtype) == "torch.bfloat16" else value.detach()).numpy()
+
+
+@contextmanager
+def messages() -> Iterator[list[str]]:
+    """What transformers logs as warnings."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
+    logger.addHandler(handler)
+    transformers.logging.set_verbosity_warning()
+    try:
+        yield texts
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        logger.removeHandler(handler)

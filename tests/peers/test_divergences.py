@@ -22,7 +22,7 @@ from roberta_pln.config import ConfigError, RobertaPreLayerNormConfig
 from roberta_pln.schema import HEADS as CLASSES
 from roberta_pln.schema import PREFIX as BASE
 from tests.contract import CONFIGS, HEADS, INPUTS, PAD, load, random_ids, random_tensors, tiny_config
-from tests.peers.library import PREFIX, array, arrays, call, saved, theirs
+from tests.peers.library import PREFIX, array, arrays, call, saved, tensor, theirs
 
 every_backend = pytest.mark.parametrize("backend", backends.installed())
 CLOSE = dict(rtol=0, atol=5e-6)  # some tens of roundings of float32, 6e-8, on numbers up to 4
@@ -256,6 +256,43 @@ def test_ids_out_of_range_are_an_error(backend):
     else:
         with pytest.raises(Exception, match=r"ind(ex|ices)"):
             first(backend, peer(backend), {"input_ids": negative})
+
+
+def of_every_kind(values: np.ndarray) -> dict[str, object]:
+    """A nested list, and every installed framework's tensor."""
+    kinds = {"list": values.tolist()} | {name: tensor(name, values) for name in backends.installed()}
+    if "flax" in kinds:
+        import jax
+
+        kinds["flax"] = jax.numpy.asarray(values)
+    return kinds
+
+
+@every_backend
+def test_inputs_of_every_kind(backend):
+    """transformers takes no nested lists and no other framework's tensors; here both are taken."""
+    expected = first(backend, ours(backend), PADDED)
+    masks = of_every_kind(PADDED["attention_mask"])
+    for kind, ids in of_every_kind(PADDED["input_ids"]).items():
+        same(array(ours(backend)(ids, attention_mask=masks[kind]).last_hidden_state), expected)
+        if kind != backend:
+            with pytest.raises((TypeError, ValueError)):
+                peer(backend)(ids)
+    with pytest.raises(InputError, match=r"input_ids must have shape \(any, any\), got \(11,\)"):
+        ours(backend)(IDS[0])
+
+
+@every_backend
+def test_embeddings_come_alone(backend):
+    """transformers' TensorFlow must have a first argument, be it None; here, as in its PyTorch, embeddings suffice."""
+    inputs_embeds = tensor(backend, EMBEDDINGS)
+    expected = first(backend, ours(backend), {"inputs_embeds": EMBEDDINGS})  # behind None
+    same(array(ours(backend)(inputs_embeds=inputs_embeds).last_hidden_state), expected)
+    if backend == "pt":
+        same(array(peer(backend)(inputs_embeds=inputs_embeds).last_hidden_state), expected)
+    if backend == "tf":
+        with pytest.raises(ValueError, match="first argument .* must always be passed"):
+            peer(backend)(inputs_embeds=inputs_embeds)
 
 
 # ---------------------------------------------------------------- losses and labels
@@ -700,13 +737,19 @@ def test_gradients_of_tables_are_dense():
         assert isinstance(tape.gradient(scalar, table if kind is tf.IndexedSlices else table.value), kind)
 
 
-# ---------------------------------------------------------------- loading and saving
+@pytest.mark.skipif("tf" not in backends.installed(), reason="it is about TensorFlow")
+def test_models_are_those_of_keras_3():
+    """transformers' TensorFlow refuses Keras 3's optimizers and its inputs of functional models; here both fit."""
+    import keras
 
-
-@every_backend
-def test_saving_writes_safetensors(backend, tmp_path):
-    """transformers writes each framework's own format in TensorFlow and Flax; here safetensors is what all write."""
-    ours(backend).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    peer(backend).save_pretrained(tmp_path / "theirs")
-    assert (tmp_path / "theirs" / "model.safetensors").exists() == (backend == "pt")
+    ids, head = keras.Input((None,), dtype="int32"), "ForMaskedLM"
+    same(keras.Model(ids, ours("tf", head)(ids).logits)(IDS), first("tf", ours("tf", head), {"input_ids": IDS}))
+    model = load("tf", folder(head) / "tf", head, "float32")
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    model.fit(IDS, IDS, verbose=0)
+    assert differ(first("tf", model, {"input_ids": IDS}), first("tf", ours("tf", head), {"input_ids": IDS}))
+    other = theirs("tf", folder(head), head)
+    with pytest.raises(ValueError, match="Could not interpret optimizer"):
+        other.compile(keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match="KerasTensor"):
+        other(ids)

@@ -12,6 +12,7 @@ from roberta_pln import checkpoint, schema
 from roberta_pln.checkpoint import Checkpoint, CheckpointError, hub
 from roberta_pln.checkpoint.stored import DTYPES, Array
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.generation import GENERATION_CONFIG_FILE, GenerationConfig
 from roberta_pln.schema import Parameter
 
 POOLER: Final = f"{schema.PREFIX}.pooler"
@@ -76,6 +77,19 @@ class Loading:
         """Keywords that the model's class needs beside the config."""
         pooled = any(name.startswith(POOLER) for name in self.parameters)
         return {"add_pooling_layer": pooled} if self.head == "Model" else {}
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """From `generation_config.json` beside the weights, else from the config; None for a head without `generate`.
+
+        Raises:
+            ConfigError: when the file breaks a rule.
+        """
+        if self.head != "ForCausalLM":
+            return None
+        if (file := self.checkpoint.path.with_name(GENERATION_CONFIG_FILE)).is_file():
+            return GenerationConfig.from_pretrained(file)
+        return GenerationConfig.from_model_config(self.config)
 
     def fresh(self) -> list[Parameter]:
         """The parameters that are newly initialised."""

@@ -124,6 +124,18 @@ class CausalLMOutput(ModelOutput):
 
 
 @dataclass(eq=False)
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with `return_dict_in_generate=True`. R rows: those of each prompt follow each other."""
+
+    sequences: Array  # (R, T + new tokens), prompts as given; rows that have ended are filled with the pad token
+    sequences_scores: Array | None = None  # (R,), sum of log_probs; of a beam divided by its length ** length_penalty
+    log_probs: Array | None = None  # (R, new tokens), of each token, as the processors left it; 0 behind the end
+    scores: tuple[Array, ...] | None = None  # of every step (rows continued, V), as the processors left them
+    logits: tuple[Array, ...] | None = None  # of every step (rows continued, V), as the model gave them
+    beam_indices: Array | None = None  # (R, new tokens), the row that each token of a beam continued; -1 behind the end
+
+
+@dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
     """What the sequence classifier returns."""
 
@@ -167,6 +179,7 @@ class QuestionAnsweringOutput(ModelOutput):
 RECORDS = (
     BaseModelOutput,
     CausalLMOutput,
+    GenerateOutput,
     MaskedLMOutput,
     SequenceClassifierOutput,
     MultipleChoiceOutput,

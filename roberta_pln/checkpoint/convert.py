@@ -17,8 +17,9 @@ from roberta_pln.checkpoint.reading import Checkpoint, open
 from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Stored
 from roberta_pln.checkpoint.writing import save
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.generation import GENERATION_CONFIG_FILE
 
-COMPANIONS: Final = (*TOKENIZER_FILES, "generation_config.json", fairseq_dictionary.VOCABULARY)
+COMPANIONS: Final = (*TOKENIZER_FILES, GENERATION_CONFIG_FILE, fairseq_dictionary.VOCABULARY)
 """Files beside the weights that travel along."""
 
 

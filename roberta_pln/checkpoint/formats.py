@@ -23,6 +23,7 @@ from roberta_pln.checkpoint import (
 )
 from roberta_pln.checkpoint.stored import CheckpointError, Contents, Stored
 from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig
+from roberta_pln.generation import GENERATION_CONFIG_FILE
 
 INDEX_ENDING: Final = ".index.json"
 
@@ -169,7 +170,7 @@ def weight_files(folder: Path, format: str) -> list[str]:
 
 def saved(name: str) -> bool:
     """Whether a save may write, replace or remove what has that name."""
-    return name == CONFIG_FILE or any(row.has_name(name) for row in FORMATS.values())
+    return name in (CONFIG_FILE, GENERATION_CONFIG_FILE) or any(row.has_name(name) for row in FORMATS.values())
 
 
 def _format_of(file: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from roberta_pln.config import CONFIG_FILE
+from roberta_pln.generation import GENERATION_CONFIG_FILE
 
 OPTIONS: Final = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 """The keywords that say where and how to look; the meaning of each is huggingface_hub's."""
@@ -63,7 +64,7 @@ def find_checkpoint(path: str | os.PathLike[str], **options: Any) -> Path:
         return local
     repository = str(path)
     _required(repository, (CONFIG_FILE,), options)
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, GENERATION_CONFIG_FILE):
         _fetch(repository, name, options)
     return _required(repository, tuple(file for name, file in FILES.items() if name not in FOLDERS), options)
 

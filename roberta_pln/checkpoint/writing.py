@@ -15,6 +15,7 @@ from roberta_pln.checkpoint import atomic, formats, shards
 from roberta_pln.checkpoint.formats import Format
 from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Stored
 from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig
+from roberta_pln.generation import GENERATION_CONFIG_FILE, GenerationConfig
 
 
 def save(
@@ -25,6 +26,7 @@ def save(
     format: str = "safetensors",
     *,
     max_shard_size: int | str = shards.DEFAULT_SIZE,
+    generation_config: GenerationConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a checkpoint under the names that transformers gives this head in this format, and its `config.json`.
@@ -41,6 +43,7 @@ def save(
         format: one of `FORMATS`.
         max_shard_size: bytes, or a text such as `5GB`; a larger checkpoint becomes several files with an index, where
             the format knows that.
+        generation_config: written to `generation_config.json`, if given.
         progress: called with the bytes written so far and those to write.
 
     Returns:
@@ -86,6 +89,9 @@ def save(
                 )
         with change.writing(CONFIG_FILE) as stream:
             stream.write(text.encode())
+        if generation_config is not None:
+            with change.writing(GENERATION_CONFIG_FILE) as stream:
+                stream.write(generation_config.to_json_string().encode())
         change.remove(name for name in formats.weight_files(folder, format) if name not in files)
     return folder / files[-1]
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.pt.cache import Slots, append, entries
 
-KeyValue = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
 
 
@@ -56,7 +57,7 @@ class MultiHeadAttention(nn.Module):
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
-        key, value = key_value
+        key, value = map(entries, key_value)
         if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
             bias = bias[:, self.kept_heads]
         if self.is_plain(query, head_mask, output_attentions):
@@ -151,9 +152,7 @@ class Attention(nn.Module):
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     """The cache with new keys and values behind it."""
-    if past is None:
-        return new
-    return torch.cat((past[0], new[0]), dim=2), torch.cat((past[1], new[1]), dim=2)
+    return new if past is None else (append(past[0], new[0]), append(past[1], new[1]))
 
 
 def softmax_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from roberta_pln.outputs import (
     TokenClassifierOutput,
 )
 from roberta_pln.pt.encoder import LayerCache
+from roberta_pln.pt.generation import Generation
 from roberta_pln.pt.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.pt.model import RobertaPreLayerNormModel
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
@@ -34,8 +35,8 @@ class LMHead(nn.Module):
         return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
 
 
-class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
-    """The decoder with a language-model head that predicts the next token.
+class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedModel):
+    """The decoder with a language-model head that predicts the next token; `generate` continues texts.
 
     With `is_decoder=False` in the config every token sees both sides, and there is no cache.
     """

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
 from roberta_pln.pt import records, weights  # noqa: F401  records registers itself
 
@@ -36,6 +37,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         checks.own_config(config)
         config.validate()
         self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config) if self.head == "ForCausalLM" else None
 
     def post_init(self) -> None:
         """Tie, check against the schema and initialise; the last step of every constructor."""
@@ -86,6 +88,7 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         weights.initialize(model, fresh)
         model.tie_weights()
         model.eval()
+        model.generation_config = loaded.generation_config
         return (model, loaded.info.to_dict()) if output_loading_info else model
 
     def save_pretrained(
@@ -112,8 +115,15 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
             raise TypeError(f"save_pretrained has no option {', '.join(unknown)}")
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
         if is_main_process:
-            tensors = weights.dump(self)
-            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
+            checkpoint.save(
+                weights.dump(self),
+                save_directory,
+                self.config,
+                self.head,
+                format,
+                max_shard_size=max_shard_size,
+                generation_config=self.generation_config,
+            )
 
     # ------------------------------------------------------------- parameters
 

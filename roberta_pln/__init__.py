@@ -15,6 +15,7 @@ Pick a backend by its import path: `roberta_pln.pt`, `roberta_pln.tf` or `robert
 | What do keywords of transformers mean here? | `keywords.py` |
 | How does a model get more tokens, or fewer heads? | `surgery.py` |
 | How does text become ids? | `tokenizer.py` |
+| How does a decoder continue a text? | `generation.py` |
 | Do two backends compute the same? | `parity.py` |
 | What does the command line do? | `cli.py` |
 | How is the model computed? | `pt/`, `tf/`, `flax/`, which read alike |

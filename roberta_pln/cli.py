@@ -1,4 +1,4 @@
-"""The command line: `roberta-pln demo | predict | convert | inspect | verify`."""
+"""The command line: `roberta-pln demo | predict | generate | convert | inspect | verify`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--dtype", choices=DTYPES, default="float32")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="tokens for each mask (default 5)")
 
+    generate = commands.add_parser("generate", help="continue text with a decoder; JSON lines out")
+    generate.add_argument("path", metavar="PATH", help="a decoder with its tokenizer: a directory or a hub id")
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", help="how a text begins; may be given several times")
+    source.add_argument("--file", type=Path, help="a file with one beginning a line")
+    generate.add_argument("--backend", choices=tuple(backends.BACKENDS), help="the first that is installed by default")
+    generate.add_argument("--dtype", choices=DTYPES, default="float32")
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", default=40, help="most new tokens (default 40)")
+    generate.add_argument("--beams", type=int, metavar="N", dest="num_beams", help="search with so many beams")
+    generate.add_argument("--sample", action="store_true", dest="do_sample", default=None, help="draw the tokens")
+    generate.add_argument("--seed", type=int, metavar="N", help="what to draw from (default 0)")
+    generate.add_argument("--temperature", type=float, metavar="X", help="divides the scores before drawing")
+    generate.add_argument("--top-k", type=int, metavar="N", help="draw from the N most likely tokens")
+    generate.add_argument("--top-p", type=float, metavar="X", help="draw from the fewest tokens with this probability")
+    generate.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 avoids tokens that are there")
+    generate.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="no N tokens come twice in a row")
+    generate.add_argument(
+        "--count", type=int, metavar="N", dest="num_return_sequences", help="continuations of each text"
+    )
+
     convert = commands.add_parser("convert", help="write a checkpoint again in another format, type or number of files")
     convert.add_argument("source", metavar="SRC", help="a checkpoint: a directory, a file or a hub id")
     convert.add_argument("target", metavar="DST", type=Path, help="the directory to write; made if it is not there")
@@ -93,6 +113,19 @@ def predict(options: argparse.Namespace) -> int:
 
     texts = options.text if options.text else _lines(options.file)
     for result in fill_mask(options.path, texts, options.backend, options.top, options.dtype):
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Continue texts."""
+    from roberta_pln.continuation import continue_texts
+
+    asked = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
+    if options.do_sample:
+        asked.setdefault("seed", 0)
+    texts = options.text if options.text else _lines(options.file)
+    for result in continue_texts(options.path, texts, options.backend, options.dtype, **asked):
         print(json.dumps(result, ensure_ascii=False), flush=True)
     return 0
 
@@ -158,7 +191,28 @@ def _compare(source: str, converted: str) -> list[str]:
     return found
 
 
-COMMANDS = {"demo": demo, "predict": predict, "convert": convert, "inspect": inspect, "verify": verify}
+COMMANDS = {
+    "demo": demo,
+    "predict": predict,
+    "generate": generate,
+    "convert": convert,
+    "inspect": inspect,
+    "verify": verify,
+}
+
+_GENERATION = (
+    "max_new_tokens",
+    "num_beams",
+    "do_sample",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_return_sequences",
+)
+"""Options of the command that go to the model as they are."""
 
 _FORMATS_TEXT = f"one of {', '.join(checkpoint.FORMATS)}"
 

@@ -367,7 +367,7 @@ def plan(
         do_sample=merged.do_sample,
         num_beams=merged.num_beams,
         num_return_sequences=merged.num_return_sequences,
-        use_cache=merged.use_cache,
+        use_cache=merged.use_cache and config.num_hidden_layers > 0,  # without layers there is nothing to keep
         early_stopping=merged.early_stopping,
         length_penalty=float(merged.length_penalty),
         temperature=_unless(merged.temperature, 1) if merged.do_sample else None,
@@ -607,7 +607,9 @@ def failure(step: int, not_a_number: bool) -> InputError:
     )
 
 
-def check_extras(settled: Plan, stopping_criteria: Any, streamer: Any, seed: Any, generator: Any, draws: Any) -> None:
+def check_extras(
+    settled: Plan, stopping_criteria: Any, streamer: Any, seed: Any, generator: Any, draws: Any, prng_key: Any = None
+) -> None:
     """What a call gives beside the options goes with them.
 
     Raises:
@@ -619,13 +621,12 @@ def check_extras(settled: Plan, stopping_criteria: Any, streamer: Any, seed: Any
             raise InputError(
                 f"{name} sees texts that grow at their end only, which a beam search does not: leave it out"
             )
-    sources = {
-        name: value for name, value in (("seed", seed), ("generator", generator), ("draws", draws)) if value is not None
-    }
+    given = {"seed": seed, "generator": generator, "prng_key": prng_key, "draws": draws}
+    sources = [name for name, value in given.items() if value is not None]
     if len(sources) > 1:
         raise InputError(f"{' and '.join(sources)} are two sources of chance: give one of them")
     if sources and not settled.do_sample:
-        raise InputError(f"{next(iter(sources))} has an effect with do_sample=True only: set that, or leave it out")
+        raise InputError(f"{sources[0]} has an effect with do_sample=True only: set that, or leave it out")
 
 
 class Stream:

@@ -15,6 +15,7 @@ from roberta_pln.demo import ASSET
 from tests.contract import random_checkpoint, tiny_config
 
 ROOT = Path(__file__).parent.parent
+DECODER = ASSET.parent / "kjv-decoder"
 STAMP = Path(sys.prefix) / "installed"
 
 TWO = backends.installed()[:2]
@@ -75,6 +76,28 @@ def test_predict_from_a_file(tmp_path, capsys):
     file.write_text("a <mask>\n\nand the <mask> said\n")
     assert main(["predict", str(ASSET), "--file", str(file)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("backend", backends.installed())
+def test_generate(backend):
+    done = run("generate", str(DECODER), "--text", "And God", "--max-new-tokens", "6", "--backend", backend)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    (continuation,) = json.loads(line)["continuations"]
+    assert continuation["text"].startswith(" ")
+    assert continuation["tokens"] <= 6
+    assert continuation["log_probability"] < 0
+
+
+def test_generate_several(tmp_path, capsys):
+    file = tmp_path / "lines.txt"
+    file.write_text("And God said\n\nThe LORD\n")
+    options = ["--file", str(file), "--sample", "--seed", "3", "--top-k", "20", "--temperature", "0.8", "--count", "2"]
+    assert main(["generate", str(DECODER), *options, "--max-new-tokens", "5"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["And God said", "The LORD"]
+    assert [len(line["continuations"]) for line in lines] == [2, 2]
 
 
 @needs_two
@@ -142,6 +165,9 @@ def test_verify_two_forms(tmp_path, capsys):
         (["predict", "nowhere/at/all", "--text", "a <mask>"], "nowhere/at/all"),
         (["predict", str(ASSET), "--text", "no mask"], "must hold <mask>"),
         (["predict", str(ASSET), "--file", "nowhere.txt"], "nowhere.txt"),
+        (["generate", str(ASSET), "--text", "And"], "set is_decoder=True"),
+        (["generate", str(DECODER), "--text", "And", "--top-k", "5"], "top_k has an effect with do_sample=True only"),
+        (["generate", str(DECODER), "--text", "And", "--max-new-tokens", "9999"], "which leaves room for"),
         (["verify", str(ASSET), "--backends", "pt,jax"], "unknown backend 'jax'"),
         (["verify", str(ASSET), "--backends", "pt"], "at least two backends"),
     ],

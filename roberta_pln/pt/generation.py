@@ -1,6 +1,7 @@
 """Generation: the loop that feeds a decoder its own tokens."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from roberta_pln.checks import InputError
 from roberta_pln.generation import GenerationConfig, Lengths, Plan, Prompt
 from roberta_pln.outputs import GenerateOutput
 from roberta_pln.pt import cache, policy
+from roberta_pln.pt.packed import packed
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """Token ids so far (R, L) and scores (R, V) to scores (R, V), as in transformers."""
@@ -41,6 +43,7 @@ class Generation:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         draws: Any = None,
+        compiled: bool = True,
         **options: Any,
     ) -> Tensor | GenerateOutput:
         """Continue prompts.
@@ -63,6 +66,8 @@ class Generation:
             generator: drawn from instead.
             draws: uniform numbers in [0, 1) used instead of drawn ones: (N, R) for N new tokens of R rows, or
                 (N, B, beams * V) in a beam search.
+            compiled: whether linear layers use a faster kernel where there is one, for which their weights are laid out
+                in the first call; see `packed`.
             options: fields of `GenerationConfig`, which win over it.
 
         Returns:
@@ -91,7 +96,8 @@ class Generation:
             decoder = Decoder(self, plan, request.lengths, prompt, encoder_hidden_states, encoder_attention_mask)
             source = Draws(plan, len(prompt.real), seed, generator, draws, request.lengths, self.device, decoder.dtype)
             search = beam_search if plan.num_beams > 1 else token_by_token
-            found = search(decoder, source, logits_processor or (), stopping_criteria or (), streamer)
+            with packed(self, len(decoder.rows)) if compiled else nullcontext():
+                found = search(decoder, source, logits_processor or (), stopping_criteria or (), streamer)
         finally:
             self.train(training)
         record = finish(plan, prompt, found)
@@ -259,7 +265,8 @@ def token_by_token(
         stream.put(tokens.cpu().numpy)
         ended = ended | torch.isin(tokens, tokens.new_tensor(plan.eos))
         for criterion in criteria:
-            ended = ended | criterion(decoder.sequences[:, : length + 1], scores)
+            said = criterion(decoder.sequences[:, : length + 1], scores)
+            ended = ended | torch.as_tensor(said, dtype=torch.bool, device=ended.device)
         if step + 1 == lengths.most or ended.all():
             break
         logits = decoder.next(step)

@@ -31,7 +31,8 @@ def process(
         step: number of the token to come.
     """
     if plan.repetition_penalty is not None:
-        scores = penalise(scores, seen(sequences, real, plan.vocab_size), plan.repetition_penalty)
+        there = seen(sequences[:, :length], real[:, :length], plan.vocab_size)
+        scores = penalise(scores, there, plan.repetition_penalty)
     if plan.no_repeat_ngram_size is not None:
         scores = forbid(scores, repeating(sequences, real, length, plan.no_repeat_ngram_size, plan.vocab_size))
     for *prefix, token in plan.bad_words:

@@ -1,0 +1,91 @@
+"""What the measuring scripts share: measurements in processes of their own, that take turns; tables in the README."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parent.parent / "README.md"
+THREADS = "2"
+"""Of every process that is measured."""
+
+
+def put_into_readme(name: str, text: str) -> None:
+    """Put a text between the two markers of a name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    readme, count = re.subn(pattern, lambda _: begin + text + end, README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"the README must have {begin.strip()} and {end.strip()} once, it has them {count} times")
+    README.write_text(readme, encoding="utf-8")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def run(*arguments: str) -> dict[str, float]:
+    """What the calling script prints as JSON in its last line, in a fresh process with `--one ARGUMENTS`."""
+    environment = {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "OMP_NUM_THREADS": THREADS,
+        "TF_NUM_INTRAOP_THREADS": THREADS,
+        "TF_NUM_INTEROP_THREADS": THREADS,
+    }
+    command = [sys.executable, sys.argv[0], "--one", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def take_turns(rounds: int, *commands: Sequence[str]) -> list[dict[str, float]]:
+    """The medians of some measurements, which take turns so that a slow moment of the machine meets all."""
+    measured = [[run(*command) for command in commands] for _ in range(rounds)]
+    return [
+        {key: statistics.median(one[key] for one in same) for key in same[0]} for same in zip(*measured, strict=True)
+    ]
+
+
+def save(rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Write rows as JSON, if there is a path."""
+    if path is not None:
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def resident() -> int:
+    """Bytes of this process in memory, pages of mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peak(threading.Thread):
+    """Watches the memory of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.highest, self.going = resident(), True
+        self.start()
+
+    def run(self) -> None:
+        while self.going:
+            self.highest = max(self.highest, resident())
+            time.sleep(0.002)
+
+    def stop(self) -> int:
+        """The highest that was seen, in bytes."""
+        self.going = False
+        self.join()
+        return max(self.highest, resident())

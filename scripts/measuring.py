@@ -35,7 +35,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def run(*arguments: str) -> dict[str, float]:
+def run(*arguments: str, python: str | None = None) -> dict[str, float]:
     """What the calling script prints as JSON in its last line, in a fresh process with `--one ARGUMENTS`."""
     environment = {
         **os.environ,
@@ -44,7 +44,7 @@ def run(*arguments: str) -> dict[str, float]:
         "TF_NUM_INTRAOP_THREADS": THREADS,
         "TF_NUM_INTEROP_THREADS": THREADS,
     }
-    command = [sys.executable, sys.argv[0], "--one", *arguments]
+    command = [python or sys.executable, sys.argv[0], "--one", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
@@ -52,9 +52,18 @@ def run(*arguments: str) -> dict[str, float]:
     return found
 
 
-def take_turns(rounds: int, *commands: Sequence[str]) -> list[dict[str, float]]:
-    """The medians of some measurements, which take turns so that a slow moment of the machine meets all."""
-    measured = [[run(*command) for command in commands] for _ in range(rounds)]
+def take_turns(
+    rounds: int, *commands: Sequence[str], pythons: Sequence[str | None] | None = None
+) -> list[dict[str, float]]:
+    """The medians of some measurements, which take turns so that a slow moment of the machine meets all.
+
+    Args:
+        rounds: how often each is measured.
+        commands: arguments of `run`.
+        pythons: the interpreter of each; None is this one.
+    """
+    pairs = list(zip(commands, pythons or [None] * len(commands), strict=True))
+    measured = [[run(*command, python=python) for command, python in pairs] for _ in range(rounds)]
     return [
         {key: statistics.median(one[key] for one in same) for key in same[0]} for same in zip(*measured, strict=True)
     ]

@@ -18,8 +18,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from roberta_pln.pt import RobertaPreLayerNormForMaskedLM
+from roberta_pln import checkpoint
 from roberta_pln.tokenizer import Tokenizer
+from tests.contract import random_checkpoint, tiny_config
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain"
 STEPS = 300
@@ -47,20 +48,26 @@ def corpus(tmp_path_factory):
     return path
 
 
-def command(corpus, work, *more):
+@pytest.fixture(scope="module", params=["masked", "causal"])
+def objective(request):
+    return request.param
+
+
+def command(objective, corpus, work, *more):
     often = ["--save-every", "20", "--export-every", "1000"]
-    return ["--corpus", str(corpus), "--work", str(work), "--steps", str(STEPS), *SIZES.split(), *often, *more]
+    what = ["--objective", objective, "--corpus", str(corpus), "--work", str(work), "--steps", str(STEPS)]
+    return [*what, *SIZES.split(), *often, *more]
 
 
 @pytest.fixture(scope="module")
-def trained(pretrain, corpus, tmp_path_factory):
+def trained(pretrain, objective, corpus, tmp_path_factory):
     work = tmp_path_factory.mktemp("whole")
-    pretrain.main(command(corpus, work))
+    pretrain.main(command(objective, corpus, work))
     return work
 
 
-def test_killed_and_resumed_is_the_same(pretrain, corpus, trained, tmp_path):
-    arguments = command(corpus, tmp_path, "--resume")
+def test_killed_and_resumed_is_the_same(pretrain, objective, corpus, trained, tmp_path):
+    arguments = command(objective, corpus, tmp_path, "--resume")
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     process = subprocess.Popen([sys.executable, SCRIPT, *arguments], env=environment, stdout=subprocess.DEVNULL)
     while not (tmp_path / "state.pt").exists():
@@ -75,14 +82,21 @@ def test_killed_and_resumed_is_the_same(pretrain, corpus, trained, tmp_path):
         assert (tmp_path / "model" / name).read_bytes() == (trained / "model" / name).read_bytes()
 
 
-def test_result_is_complete_and_was_measured(pretrain, corpus, trained, capsys):
+def test_result_is_complete_and_was_measured(pretrain, objective, corpus, trained, capsys):
     folder = trained / "model"
     card = json.loads((folder / "card.json").read_text())
-    assert RobertaPreLayerNormForMaskedLM.from_pretrained(folder).num_parameters() == card["parameters"]
+    model = pretrain.OBJECTIVES[objective].model_class.from_pretrained(folder)
+    assert (card["objective"], card["parameters"]) == (objective, model.num_parameters())
+    assert (model.head, model.config.is_decoder) == (checkpoint.open(folder).head, objective == "causal")
     assert Tokenizer.from_pretrained(folder).max_length == 32
     assert (card["steps"], card["training_lines"], card["held_out_lines"]) == (STEPS, 29 * 4, 2 * 4)
-    assert f"| 40% | {card['held_out']['0.4']['accuracy']:.1%} |" in (folder / "README.md").read_text()
-    assert card["held_out"]["0.4"]["accuracy"] > card["held_out"]["0.4"]["unigram_accuracy"]
+    told, readme = card["held_out"], (folder / "README.md").read_text()
+    if objective == "masked":
+        assert f"| 40% | {told['0.4']['accuracy']:.1%} |" in readme
+        assert told["0.4"]["accuracy"] > told["0.4"]["unigram_accuracy"]
+    else:
+        assert f"| model | {told['model']['perplexity']:.1f} | {told['model']['accuracy']:.1%} |" in readme
+        assert told["model"]["perplexity"] < told["unigram"]["perplexity"] / 2
 
     capsys.readouterr()
     pretrain.main(["--corpus", str(corpus), "--evaluate", str(folder)])
@@ -99,14 +113,23 @@ def test_log_has_every_report(trained):
     assert losses[-1] < losses[0] - 1
 
 
-def test_a_state_is_not_overwritten_unasked(pretrain, corpus, trained):
+@pytest.mark.parametrize("objective", ["masked"], indirect=True)
+def test_a_state_is_not_overwritten_unasked(pretrain, objective, corpus, trained):
     with pytest.raises(SystemExit, match="pass --resume"):
-        pretrain.main(command(corpus, trained))
+        pretrain.main(command(objective, corpus, trained))
 
 
-def test_a_state_of_other_settings_is_refused(pretrain, corpus, trained):
-    with pytest.raises(SystemExit, match="other values of seed"):
-        pretrain.main(command(corpus, trained, "--resume", "--seed", "1"))
+@pytest.mark.parametrize("objective", ["masked"], indirect=True)
+def test_a_state_of_other_settings_is_refused(pretrain, objective, corpus, trained):
+    for changed in (["--seed", "1"], ["--objective", "causal"]):
+        with pytest.raises(SystemExit, match=f"other values of {changed[0][2:]}"):
+            pretrain.main(command(objective, corpus, trained, "--resume", *changed))
+
+
+def test_only_language_models_are_measured(pretrain, corpus, tmp_path):
+    random_checkpoint(tmp_path, tiny_config(), "ForQuestionAnswering")
+    with pytest.raises(SystemExit, match="must hold a masked or a causal language model .* got ForQuestionAnswering"):
+        pretrain.objective_of(tmp_path)
 
 
 def test_schedule_rises_and_falls(pretrain):

@@ -1,4 +1,4 @@
-"""Choosing and hiding the tokens that a masked language model has to predict."""
+"""The tokens that a language model has to predict: those hidden from a masked one, the next ones for a causal one."""
 
 from __future__ import annotations
 
@@ -76,3 +76,20 @@ def mask_tokens(
     drawn = rng.choice(ordinary, size=ids.shape)
     replaced = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, drawn, ids))
     return np.where(predicted, replaced, ids), labels
+
+
+def next_tokens(input_ids: NDArray[Any], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Let every token predict the one behind it, unless that is padding.
+
+    Args:
+        input_ids: (B, T) integers; not changed.
+        pad_token_id: id of `<pad>`.
+
+    Returns:
+        The same ids and the labels, int64, both (B, T). Each label is the next id, and stands where that is predicted;
+        it is `IGNORE_INDEX` before padding and in the last column. (A model's own argument `labels` is not shifted.)
+    """
+    ids = np.array(input_ids, dtype=np.int64)
+    labels = np.full_like(ids, IGNORE_INDEX)
+    labels[:, :-1] = np.where(ids[:, 1:] == pad_token_id, IGNORE_INDEX, ids[:, 1:])
+    return ids, labels

@@ -52,10 +52,40 @@ def test_baselines_guess_what_was_counted():
     assert counts.bigram_accuracy([(ids, np.ones_like(ids), labels)], MASK) == 2 / 3
 
 
+def test_next_token_baselines_are_probabilities_counted_by_hand():
+    baselines = evaluation.next_token_baselines([[0, 3, 4, 2], [0, 3, 3, 2]], 6)
+    # The pairs: 0 3 twice, and 3 4, 4 2, 3 3, 3 2 once. Different ones end in 2 (two), 3 (two), 4 (one).
+    bigram = np.exp(baselines["bigram"](np.arange(6)[None], None)[0])
+    lower = np.array([1, 1, 3, 3, 2, 1]) / 11
+    d = evaluation.DISCOUNT
+    np.testing.assert_allclose(bigram[0], (np.array([0, 0, 0, 2 - d, 0, 0]) + d * lower) / 2)
+    np.testing.assert_allclose(bigram[3], (np.array([0, 0, 1 - d, 1 - d, 1 - d, 0]) + 3 * d * lower) / 3)
+    np.testing.assert_allclose(bigram[5], lower)  # nothing was seen behind 5
+    np.testing.assert_allclose(bigram.sum(-1), 1)
+    unigram = np.exp(baselines["unigram"](np.arange(6)[None], None)[0])
+    np.testing.assert_allclose(unigram, np.broadcast_to(np.array([1, 1, 3, 4, 2, 1]) / 12, (6, 6)))
+
+
+DOCUMENT = ["In the beginning God created the heaven", "and the earth was without form"]
+
+
+def test_continued_documents_predict_all_but_the_first_token_of_a_row():
+    tokenizer = Tokenizer.train(DOCUMENT, 280)
+    batches = evaluation.continued_documents([DOCUMENT, DOCUMENT[:1]], tokenizer, 32)
+    hidden = evaluation.masked_documents([DOCUMENT, DOCUMENT[:1]], tokenizer, 32, 1.0)
+    for (ids, mask, labels), (_, masks, masked_labels) in zip(batches, hidden, strict=True):
+        np.testing.assert_array_equal(mask, masks)
+        np.testing.assert_array_equal(mask == 0, ids == tokenizer.pad_token_id)
+        assert (ids[:, 0] == tokenizer.bos_token_id).all()
+        for row, kept, following, answers in zip(ids, mask, labels, masked_labels, strict=True):
+            text = [*answers[answers != IGNORE_INDEX], tokenizer.eos_token_id]
+            assert following.tolist() == text + [IGNORE_INDEX] * (len(row) - len(text))
+            assert row[: kept.sum()].tolist() == [tokenizer.bos_token_id, *text]
+
+
 def test_masked_documents_do_not_change():
-    document = ["In the beginning God created the heaven", "and the earth was without form"]
-    tokenizer = Tokenizer.train(document, 280)
-    first, second = (evaluation.masked_documents([document] * 3, tokenizer, 32, 0.4) for _ in range(2))
+    tokenizer = Tokenizer.train(DOCUMENT, 280)
+    first, second = (evaluation.masked_documents([DOCUMENT] * 3, tokenizer, 32, 0.4) for _ in range(2))
     for ours, theirs in zip(first, second, strict=True):
         for array, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(array, other)
@@ -74,6 +104,8 @@ def test_examples_follow_their_rule():
     assert evaluation.examples(documents, tokenizer) == [expected] * evaluation.EXAMPLES
     assert evaluation.examples(documents, tokenizer, 20) == [expected] * 20
     assert evaluation.examples([["Too short"]], tokenizer) == []
+    start = {"text": "And God made the", "answer": "world"}
+    assert evaluation.examples(documents, tokenizer, 1, cut=True) == [start]
 
     answer = tokenizer.encode(" world")[1]
     for better in range(3):
@@ -82,3 +114,13 @@ def test_examples_follow_their_rule():
         logits[10 : 10 + better] = 2
         predict = lambda ids, mask, row=logits: np.broadcast_to(row, (*ids.shape, len(row)))  # noqa: E731
         assert evaluation.rank(predict, tokenizer, expected) == better
+
+
+def test_the_rank_of_a_next_word_is_that_behind_the_text():
+    tokenizer = Tokenizer.train([" made made world world world"], 290)
+    example = {"text": "And God made the", "answer": "world"}
+    ids = tokenizer.encode(example["text"])
+    logits = np.zeros((1, len(ids), tokenizer.vocab_size))
+    logits[0, -3, 10:20] = logits[0, -1, 10:20] = 1
+    logits[0, -2, 10:14] = 1
+    assert evaluation.rank(lambda ids, mask: logits, tokenizer, example) == 4

@@ -1,9 +1,9 @@
-"""Choosing and hiding tokens."""
+"""Choosing tokens to predict, and hiding them."""
 
 import numpy as np
 import pytest
 
-from roberta_pln.data.masking import mask_tokens
+from roberta_pln.data.masking import mask_tokens, next_tokens
 from roberta_pln.numerics import IGNORE_INDEX
 
 MASK, SPECIAL, VOCAB = 99, (0, 1, 2, 3, 99), 100
@@ -79,6 +79,16 @@ def test_there_is_always_a_label():
         assert new[position] == MASK
         chosen.add(int(position))
     assert chosen == {1, 2, 3}
+
+
+def test_every_token_predicts_the_next_one_that_is_no_padding():
+    ids = np.array([[0, 50, 51, 2], [0, 52, 2, 1]], dtype=np.int32)
+    new, labels = next_tokens(ids, 1)
+    x = IGNORE_INDEX
+    assert labels.tolist() == [[50, 51, 2, x], [52, 2, x, x]]
+    np.testing.assert_array_equal(new, ids)
+    assert new is not ids
+    assert new.dtype == labels.dtype == np.int64
 
 
 @pytest.mark.parametrize(

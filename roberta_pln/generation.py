@@ -60,7 +60,7 @@ class GenerationConfig:
     """Continuations of each prompt: independent draws, or the best beams."""
     use_cache: bool = True
     """Keep keys and values of earlier tokens; the tokens are the same without, and take longer."""
-    temperature: float = 1.0
+    temperature: float | None = 1.0
     """Scores are divided by it before drawing."""
     top_k: int | None = 50
     """Draw from so many of the most likely tokens; 0 or None from all."""
@@ -293,7 +293,7 @@ class Plan:
     @property
     def least_kept(self) -> int:
         """Tokens that every warper leaves; a beam search needs one that does not end."""
-        return 1 + len(self.eos) if self.num_beams > 1 else 1
+        return max(2, 1 + len(self.eos)) if self.num_beams > 1 else 1
 
     @property
     def candidates(self) -> int:
@@ -330,7 +330,8 @@ def plan(
         config: the model's.
         defaults: the model's, from its `generation_config.json`.
         given: the call's, instead of the defaults.
-        options: fields of the config that the call names, which win.
+        options: fields of the config that the call names, which win; None is a value where a field may be None, and
+            says nothing elsewhere.
         tokens: columns of the prompts; 0 where there are none.
 
     Raises:
@@ -341,11 +342,12 @@ def plan(
     if not config.is_decoder:
         raise InputError("generate continues texts with a decoder: set is_decoder=True in the config, got False")
     named = {name: value for name, value in options.items() if value is not None}
+    unset = {name: None for name in options if name in _OPTIONAL and name not in named}
     unknown = sorted(set(named) - set(_FIELDS) - set(_ABSENT))
     if unknown:
         raise InputError(f"generate has no option {', '.join(unknown)}; it has {', '.join(_FIELDS)}")
     base = given or defaults or GenerationConfig()
-    merged = GenerationConfig.from_dict({**base.to_dict(), **named})
+    merged = GenerationConfig.from_dict({**base.to_dict(), **named, **unset})
     for name, neutral in _ABSENT.items():
         value = merged.extra.get(name)
         if value is not None and value not in neutral:

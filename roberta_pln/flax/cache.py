@@ -6,11 +6,13 @@ nested as in transformers, for the base model without the first level, and the l
     {"roberta_prelayernorm": {"encoder": {"layer": {"0": {"attention": {"self": {
         "cached_key": (B, max_length, H, K), "cached_value": (B, max_length, H, K), "cache_index": () int32}}}}}}}
 
-It holds the keys and values of self-attention; those of cross-attention are computed anew at every step.
+It holds the keys and values of self-attention; those of cross-attention are computed anew at every step. `generate`
+keeps them too: its cache is a tuple with an item for each layer, as one that grows, with slots for self-attention.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,20 @@ NAMES = ("cached_key", "cached_value", "cache_index")
 Path = tuple[str, ...]
 
 
-class Slots(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slots:
     """Keys or values of one layer in an array of a fixed size, where a growing cache has an array of its tokens."""
 
-    array: Array  # (B, max_length, H, K)
+    array: Array  # (B, max_length, H, K), or (B, H, max_length, K)
     tokens: Array  # () int32, how many slots are taken; they are the first ones
+    axis: int = field(default=1, metadata=dict(static=True))  # of the slots; 2 is what attention reads without a copy
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, H, max_length, K)."""
+        shape = self.array.shape
+        return shape if self.axis == 2 else (shape[0], shape[2], shape[1], shape[3])
 
 
 StaticCache = Mapping[str, Any]
@@ -51,21 +62,50 @@ def append(past: Array | Slots, new: Array) -> Array | Slots:
     """Keys or values with T new ones (B, H, T, K) behind them, which become NaN where fewer than T slots are left."""
     if not isinstance(past, Slots):
         return jnp.concatenate((past, new), axis=2)
-    array, new = past.array, new.swapaxes(1, 2)
-    tokens = past.tokens + new.shape[1]
-    fit = (past.tokens >= 0) & (tokens <= array.shape[1])
+    tokens = past.tokens + new.shape[2]
+    fit = (past.tokens >= 0) & (tokens <= past.shape[2])
     new = jnp.where(fit, new, jnp.nan)  # the update below shifts what does not fit to where it does
-    return Slots(jax.lax.dynamic_update_slice_in_dim(array, new, past.tokens, axis=1), tokens)
+    new = new.swapaxes(past.axis, 2)
+    return replace(
+        past, array=jax.lax.dynamic_update_slice_in_dim(past.array, new, past.tokens, past.axis), tokens=tokens
+    )
 
 
 def entries(past: Array | Slots) -> Array:
     """Keys or values, (B, H, S, K); slots that are not taken are among them."""
-    return past.array.swapaxes(1, 2) if isinstance(past, Slots) else past
+    return past.array.swapaxes(past.axis, 2) if isinstance(past, Slots) else past
 
 
 def length(past: Array | Slots) -> int | Array:
     """The number of tokens."""
     return past.tokens if isinstance(past, Slots) else past.shape[2]
+
+
+def with_room(past: Sequence[Sequence[Array]], max_length: int, rows: int) -> tuple[LayerCache, ...]:
+    """A cache of plain arrays as one with room for `max_length` tokens; those of cross-attention keep their size.
+
+    Args:
+        past: what a call on the prompts returned.
+        max_length: tokens of prompt and continuation.
+        rows: how many rows continue each prompt.
+    """
+    return tuple(
+        (
+            *(_slots(part.repeat(rows, axis=0), max_length) for part in layer[:2]),
+            *(part.repeat(rows, axis=0) for part in layer[2:]),
+        )
+        for layer in past
+    )
+
+
+def reorder(past: tuple[LayerCache, ...], rows: Array) -> tuple[LayerCache, ...]:
+    """Give every row the cache of another. Cross-attention stays: rows of one prompt have the same there."""
+    return tuple((*(replace(part, array=part.array[rows]) for part in layer[:2]), *layer[2:]) for layer in past)
+
+
+def _slots(part: Array, max_length: int) -> Slots:
+    tokens = part.shape[2]
+    return Slots(jnp.pad(part, ((0, 0), (0, 0), (0, max_length - tokens), (0, 0))), jnp.int32(tokens), axis=2)
 
 
 # ------------------------------------------------------------- the nested form
@@ -152,7 +192,8 @@ def keys(past: Cache | None, past_length: int | Array, queries: int) -> int:
         InputError: when there are more tokens than slots.
     """
     if not isinstance(past, Mapping):
-        return past_length + queries
+        slots = past and isinstance(past[0][0], Slots)
+        return past[0][0].shape[2] if slots else past_length + queries
     taken = past_length if isinstance(past_length, int) else 0
     if taken < 0 or taken + queries > max_length(past):
         raise checks.InputError(

@@ -11,6 +11,7 @@ from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.flax import cache
 from roberta_pln.flax.activations import gelu
 from roberta_pln.flax.cache import Cache
+from roberta_pln.flax.generation import Generation
 from roberta_pln.flax.layers import Block
 from roberta_pln.flax.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.flax.model import RobertaPreLayerNormModule
@@ -39,7 +40,8 @@ class LMHead(Block):
     def __call__(self, hidden_states: Array, word_embeddings: Array) -> Array:
         hidden_states = self.layer_norm(gelu(self.dense(hidden_states)))
         if self.config.tie_word_embeddings:
-            logits = hidden_states @ word_embeddings.astype(self.dtype).T
+            # Without a transposed table in the program: for one row XLA's processor backend would write one each time.
+            logits = jnp.inner(hidden_states, word_embeddings.astype(self.dtype))
         else:
             logits = self.decoder(hidden_states)
         return logits + self.bias.astype(self.dtype)
@@ -112,8 +114,8 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
         return self.returned(output, return_dict)
 
 
-class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
-    """The decoder with a language-model head that predicts the next token."""
+class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedModel):
+    """The decoder with a language-model head that predicts the next token; `generate` continues texts."""
 
     head = "ForCausalLM"
     module_class = RobertaPreLayerNormForCausalLMModule

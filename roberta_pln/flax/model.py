@@ -163,7 +163,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             return cache.tokens(past_key_values)
         encoder_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
-        return past_key_values[0][0].shape[2] if past_key_values else 0
+        return cache.length(past_key_values[0][0]) if past_key_values else 0
 
     def bias(
         self,

@@ -18,6 +18,7 @@ from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.flax import records, sharding, weights  # noqa: F401  records registers itself
 from roberta_pln.flax.layers import Block
+from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
 
 NATIVE_FORMAT = "msgpack"
@@ -119,6 +120,7 @@ class RobertaPreLayerNormPreTrainedModel:
         self.module = self.module_class(config, self.dtype, self.param_dtype, gradient_checkpointing, **options)
         self._params: dict[str, Any] | None = None
         self.frozen: set[str] = set()
+        self.generation_config = GenerationConfig.from_model_config(config) if self.head == "ForCausalLM" else None
         if _do_init:
             self.params = self.init_weights(self.key, input_shape)
 
@@ -192,6 +194,7 @@ class RobertaPreLayerNormPreTrainedModel:
         loaded = dataclasses.replace(loaded, dtype=model.param_dtype.name)
         arrays = weights.load(model, loaded.tensors(mapped=True)) | weights.initialize(model, loaded.fresh(), model.key)
         params = unflatten_dict(arrays)
+        model.generation_config = loaded.generation_config
         if _do_init:
             model.params = params
         returned = (model,) if _do_init else (model, params)
@@ -225,8 +228,15 @@ class RobertaPreLayerNormPreTrainedModel:
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
         params = self.params if params is None else params
         if is_main_process:
-            tensors = weights.dump(self, params)
-            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
+            checkpoint.save(
+                weights.dump(self, params),
+                save_directory,
+                self.config,
+                self.head,
+                format,
+                max_shard_size=max_shard_size,
+                generation_config=self.generation_config,
+            )
 
     # ------------------------------------------------------------- parameters
 

@@ -137,8 +137,7 @@ def keep_nucleus(scores: Tensor, order: Tensor, share: float, least: int) -> Ten
 
 def highest(scores: Tensor, count: int) -> Tensor:
     """(R, V) bool, the tokens with the highest scores."""
-    top = scores.topk(min(count, scores.shape[-1])).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, top, True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, top(scores, min(count, scores.shape[-1])), True)
 
 
 def choose(plan: Plan, scores: Tensor, draws: Tensor | None) -> Tensor:
@@ -211,7 +210,7 @@ def advance(
     batch = len(beams.scores)
     total = (scores.unflatten(0, (batch, count)) + beams.scores[..., None]).flatten(1)  # (B, K * V)
     order = total if draws is None else total - torch.log(-torch.log1p(-draws.clamp(min=torch.finfo(draws.dtype).tiny)))
-    order = order.topk(plan.candidates).indices  # (B, C), best first
+    order = top(order, plan.candidates)  # (B, C), best first
     values = total.gather(1, order)
     parents, tokens = order // vocab_size, order % vocab_size
     rows = parents + count * torch.arange(batch, device=order.device)[:, None]
@@ -226,14 +225,14 @@ def advance(
     )
 
     ends = torch.isin(tokens, tokens.new_tensor(plan.eos)) | (step == lengths.most - 1)
-    kept = forbid(values, ends).topk(count).indices
+    kept = top(forbid(values, ends), count)
     running_scores = pick(forbid(values, ends), kept)
 
     first = torch.arange(plan.candidates, device=order.device) < count
     full = beams.ended.all(dim=1) & (plan.early_stopping is True)
     new = ends & first & (beams.improvable & ~full)[:, None]
     merged = torch.cat((beams.ended_scores, forbid(values / (step + 1) ** plan.length_penalty, ~new)), dim=1)
-    best = merged.topk(count).indices
+    best = top(merged, count)
     earlier = (beams.ended_sequences, beams.ended_log_probs, beams.ended_origins)
     ended_sequences, ended_log_probs, ended_origins = (
         pick(torch.cat(pair, dim=1), best) for pair in zip(earlier, found, strict=True)
@@ -260,6 +259,15 @@ def advance(
         going,
     )
     return state, pick(rows, kept).flatten(), pick(tokens, kept).flatten()
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Where the highest scores are, best first, (B, M) -> (B, count); of equals the first, where topk takes any."""
+    values, indices = scores.topk(count)
+    if ((scores >= values[:, -1:]).sum(dim=-1) > count).any():  # the last has equals that were left out
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    indices = indices.sort(dim=-1).values
+    return indices.gather(1, scores.gather(1, indices).argsort(dim=-1, descending=True, stable=True))
 
 
 def pick(array: Tensor, indices: Tensor) -> Tensor:

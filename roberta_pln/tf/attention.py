@@ -5,9 +5,11 @@ import math
 import tensorflow as tf
 
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.tf import cache
+from roberta_pln.tf.cache import Slots
 from roberta_pln.tf.layers import Dense, Dropout, Embedding, LayerNorm, Module, Shared, at_least_float32, shape_of
 
-KeyValue = tuple[tf.Tensor, tf.Tensor]
+KeyValue = tuple[tf.Tensor | Slots, tf.Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
 
 
@@ -59,28 +61,29 @@ class MultiHeadAttention(Module):
         output_attentions: bool,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
-        key, value = key_value
+        key, value = map(cache.entries, key_value)
+        first = cache.length(key_value[0]) - shape_of(query)[2]
         if bias is not None and bias.shape[1] not in (None, 1, self.num_heads):  # a pattern for each head, some pruned
             bias = tf.gather(bias, self.kept_heads, axis=1)
         # TensorFlow has no fused kernel as PyTorch has; XLA fuses what it compiles.
-        attentions = tf.cast(self.combine(self.score(query, key), bias, head_mask), value.dtype)  # (B, H, T, S)
+        attentions = tf.cast(self.combine(self.score(query, key, first), bias, head_mask), value.dtype)  # (B, H, T, S)
         context = tf.transpose(attentions @ value, (0, 2, 1, 3))  # (B, T, H, K)
         batch, length, heads, size = shape_of(context)
         return tf.reshape(context, (batch, length, heads * size)), attentions if output_attentions else None
 
-    def score(self, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""
+    def score(self, query: tf.Tensor, key: tf.Tensor, first: int | tf.Tensor) -> tf.Tensor:
+        """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S); `first` is the first query's place."""
         scores = tf.matmul(query, key, transpose_b=True)
         if self.relative_query:
-            distances = self.distances(shape_of(query)[2], shape_of(key)[2])  # (T, S, K)
+            distances = self.distances(first, shape_of(query)[2], shape_of(key)[2])  # (T, S, K)
             scores = scores + tf.einsum("bhtk,tsk->bhts", query, distances)
             if self.relative_key:
                 scores = scores + tf.einsum("bhsk,tsk->bhts", key, distances)
         return scores / math.sqrt(self.head_size)
 
-    def distances(self, queries: int | tf.Tensor, keys: int | tf.Tensor) -> tf.Tensor:
-        """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
-        query_positions = tf.range(keys - queries, keys)
+    def distances(self, first: int | tf.Tensor, queries: int | tf.Tensor, keys: int | tf.Tensor) -> tf.Tensor:
+        """Embedding of (query position - key position); the queries' positions begin at `first`. (T, S, K)."""
+        query_positions = first + tf.range(queries)
         key_positions = tf.range(keys)
         zero = self.distance_embedding.num_embeddings // 2
         ids = query_positions[:, None] - key_positions[None, :] + zero
@@ -151,7 +154,7 @@ def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     """The cache with new keys and values behind it."""
     if past is None:
         return new
-    return tf.concat((past[0], new[0]), axis=2), tf.concat((past[1], new[1]), axis=2)
+    return cache.append(past[0], new[0]), cache.append(past[1], new[1])
 
 
 def softmax_dtype(dtype: tf.DType) -> tf.DType:

@@ -18,6 +18,7 @@ from roberta_pln.outputs import (
 from roberta_pln.tf import weights
 from roberta_pln.tf.activations import gelu
 from roberta_pln.tf.encoder import LayerCache
+from roberta_pln.tf.generation import Generation
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, linear, shape_of
 from roberta_pln.tf.losses import causal_cross_entropy, classification, cross_entropy, span
 from roberta_pln.tf.model import RobertaPreLayerNormModel
@@ -52,8 +53,8 @@ class LMHead(Module):
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
-class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
-    """The decoder with a language-model head that predicts the next token.
+class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedModel):
+    """The decoder with a language-model head that predicts the next token; `generate` continues texts.
 
     With `is_decoder=False` in the config every token sees both sides, and there is no cache.
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.tf import cache
 from roberta_pln.tf.attention import attention_bias, softmax_dtype
 from roberta_pln.tf.embeddings import Embeddings
 from roberta_pln.tf.encoder import Encoder, LayerCache
@@ -148,7 +149,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             return 0
         encoder_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
-        return shape_of(past_key_values[0][0])[2] if past_key_values else 0
+        return cache.length(past_key_values[0][0]) if past_key_values else 0
 
     def bias(
         self, name: str, mask: tf.Tensor | None, hidden_states: tf.Tensor, keys: int | tf.Tensor, causal: bool

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
 from roberta_pln.tf import records, serving, weights  # noqa: F401  records registers itself
+from roberta_pln.tf.generation import Programs
 from roberta_pln.tf.layers import Dense, Embedding, Shared
 
 NATIVE_FORMAT = "h5"
@@ -50,6 +52,8 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         config.validate()
         super().__init__(**options)
         self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config) if self.head == "ForCausalLM" else None
+        self.programs = Programs()
         given = isinstance(seed, keras.random.SeedGenerator)
         self.seed_generator = seed if given else keras.random.SeedGenerator(seed)
 
@@ -98,6 +102,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
         weights.load(model, loaded.tensors(mapped=True))
         weights.initialize(model, loaded.fresh())
+        model.generation_config = loaded.generation_config
         return (model, loaded.info.to_dict()) if output_loading_info else model
 
     def save_pretrained(
@@ -124,8 +129,15 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             raise TypeError(f"save_pretrained has no option {', '.join(unknown)}")
         format = format or ("safetensors" if safe_serialization else NATIVE_FORMAT)
         if is_main_process:
-            tensors = weights.dump(self)
-            checkpoint.save(tensors, save_directory, self.config, self.head, format, max_shard_size=max_shard_size)
+            checkpoint.save(
+                weights.dump(self),
+                save_directory,
+                self.config,
+                self.head,
+                format,
+                max_shard_size=max_shard_size,
+                generation_config=self.generation_config,
+            )
 
     def export(
         self,
@@ -322,6 +334,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         parameters = self.parameters_of_schema
         weights.load(self, ((parameters[name], array) for name, array in tensors.items()))
         self.train_function = self.test_function = self.predict_function = None  # compiled for the old variables
+        self.programs.clear()
         weights.check(self)
 
     # ------------------------------------------------------------- arguments

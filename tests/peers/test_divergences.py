@@ -725,6 +725,138 @@ def test_an_answer_has_two_labels(backend):
             call(backend, model, {"input_ids": IDS})
 
 
+# ---------------------------------------------------------------- generation
+
+PROMPTS = {"input_ids": IDS[:, :6], "attention_mask": np.ones((3, 6), np.int64)}
+LEFT = {name: value[:, :6] for name, value in INPUTS["left padding"].items()}
+LEFT["input_ids"][0, 5], LEFT["attention_mask"][0, 5] = 7, 1  # a row with padding only has nothing to continue
+
+
+def generated(backend: str, model, inputs: dict, **options) -> tuple[np.ndarray, np.ndarray]:
+    """New tokens (B, N) and scores (N, B, V) of a search in which nothing ends, in either library."""
+    options = {"max_new_tokens": 3, "suppress_tokens": [2], "return_dict_in_generate": True, **options}
+    if backend != "flax" or type(model).__module__.startswith("roberta_pln"):
+        options["output_scores"] = True
+    arguments = {name: tensor(backend, value) for name, value in inputs.items()}
+    record = model.generate(arguments.pop("input_ids"), **arguments, **options)
+    scores = getattr(record, "scores", None)
+    width = inputs["input_ids"].shape[1]
+    return array(record.sequences)[:, width:], None if scores is None else np.stack([array(step) for step in scores])
+
+
+def likeliest(backend: str, model, inputs: dict, new: np.ndarray) -> np.ndarray:
+    """The most likely tokens by a call on the prompts and all new tokens, where none ends a text."""
+    whole = {
+        "input_ids": np.concatenate((inputs["input_ids"], new), axis=1),
+        "attention_mask": np.concatenate((inputs["attention_mask"], np.ones_like(new)), axis=1).astype(np.int64),
+    }
+    logits = first(backend, model, {**inputs, **whole})[:, -new.shape[1] - 1 : -1]
+    return np.where(np.arange(logits.shape[-1]) == 2, -np.inf, logits).argmax(axis=-1)
+
+
+@every_backend
+def test_texts_have_the_positions_of_the_call(backend):
+    """transformers numbers them 0, 1, ... in PyTorch and Flax, not as its call; here each token is the call's best."""
+    model = ours(backend, "ForCausalLM", is_decoder=True)
+    new, _ = generated(backend, model, PROMPTS)
+    np.testing.assert_array_equal(new, likeliest(backend, model, PROMPTS, new))
+    other = peer(backend, "ForCausalLM", **ENCODER)  # its Flax has a cache with these only
+    new, _ = generated(backend, other, PROMPTS)
+    assert np.array_equal(new, likeliest(backend, other, PROMPTS, new)) == (backend == "tf")
+
+
+@every_backend
+def test_padding_on_the_left_changes_no_text(backend):
+    """transformers' TensorFlow counts the padding as soon as there is a cache; here a cache changes no number."""
+    model = ours(backend, "ForCausalLM", is_decoder=True)
+    new, scores = generated(backend, model, LEFT)
+    np.testing.assert_array_equal(new, likeliest(backend, model, LEFT, new))
+    same(generated(backend, model, LEFT, use_cache=False)[1], scores)
+    if backend == "tf":
+        other = peer(backend, "ForCausalLM", is_decoder=True)
+        with_cache, without = (generated(backend, other, LEFT, use_cache=switch)[1] for switch in (True, False))
+        same(with_cache[0], without[0])
+        assert differ(with_cache[1, :, 3:], without[1, :, 3:])
+
+
+@every_backend
+def test_every_decoder_generates(backend):
+    """transformers' Flax needs cross-attention for it; here no decoder does, and every head without one says so."""
+    assert generated(backend, ours(backend, "ForCausalLM", is_decoder=True), PROMPTS)[0].shape == (3, 3)
+    with pytest.raises(InputError, match="set is_decoder=True"):
+        generated(backend, ours(backend, "ForCausalLM"), PROMPTS)
+    if backend == "flax":
+        with pytest.raises(Exception, match="broadcast"):
+            generated(backend, peer(backend, "ForCausalLM", is_decoder=True), PROMPTS)
+
+
+@every_backend
+def test_texts_read_the_encoder(backend):
+    """transformers fails in PyTorch with a cache, ignores the states in TensorFlow, refuses them in Flax."""
+    model, states = ours(backend, "ForCausalLM", **ENCODER), {"encoder_hidden_states": STATES}
+    new, scores = generated(backend, model, {**PROMPTS, **states})
+    np.testing.assert_array_equal(new, likeliest(backend, model, {**PROMPTS, **states}, new))
+    same(generated(backend, model, {**PROMPTS, **states}, use_cache=False)[1], scores)
+    other_scores = generated(backend, model, {**PROMPTS, "encoder_hidden_states": -STATES})[1]
+    assert differ(other_scores[0, :, 3:], scores[0, :, 3:])
+    other = peer(backend, "ForCausalLM", **ENCODER)
+    if backend == "tf":
+        same(generated(backend, other, {**PROMPTS, **states})[1], generated(backend, other, PROMPTS)[1])
+    else:
+        with pytest.raises((RuntimeError, ValueError), match="size of tensor|not used by the model"):
+            generated(backend, other, {**PROMPTS, **states})
+
+
+@pytest.mark.skipif("tf" not in backends.installed(), reason="it is about TensorFlow")
+def test_compiled_texts_are_the_same():
+    """transformers' TensorFlow gives other texts under XLA, with positions from its padded cache; here the same."""
+    import tensorflow as tf
+
+    model = ours("tf", "ForCausalLM", is_decoder=True)
+    new, scores = generated("tf", model, PROMPTS)
+    for way in ({"jit_compile": True}, {"compiled": False}):
+        found, close = generated("tf", model, PROMPTS, **way)
+        np.testing.assert_array_equal(found, new)
+        same(close, scores)
+    other = peer("tf", "ForCausalLM", is_decoder=True)
+    eager, _ = generated("tf", other, PROMPTS)
+    ids, mask = (tf.constant(PROMPTS[name]) for name in ("input_ids", "attention_mask"))
+    compiled = tf.function(other.generate, jit_compile=True)
+    found = compiled(ids, attention_mask=mask, max_new_tokens=3, suppress_tokens=[2]).numpy()[:, 6:]
+    assert not np.array_equal(found, eager)
+
+
+@every_backend
+def test_options_of_texts_work_or_are_refused(backend):
+    """transformers ignores some in Flax, fails with others, and fetches code for more; here it is one or the other."""
+    model = ours(backend, "ForCausalLM", is_decoder=True)
+    plain, _ = generated(backend, model, PROMPTS)
+    word = [int(token) for token in plain[0, :2]]
+    penalty, repeated, bad = {"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [word]}
+    for option in (penalty, repeated, bad, {"num_beams": 2, "do_sample": True, "seed": 0, "temperature": 5.0}):
+        assert not np.array_equal(generated(backend, model, PROMPTS, **option)[0], plain)
+    for option in ({"penalty_alpha": 0.6, "top_k": 4}, {"num_beam_groups": 2, "num_beams": 2}, {"stop_strings": ["a"]}):
+        with pytest.raises(InputError, match="is not supported: leave it out"):
+            generated(backend, model, PROMPTS, **option)
+    other = peer(backend, "ForCausalLM", **ENCODER)
+    if backend == "flax":
+        before, _ = generated(backend, other, PROMPTS)
+        np.testing.assert_array_equal(generated(backend, other, PROMPTS, **penalty)[0], before)
+        np.testing.assert_array_equal(
+            generated(backend, other, PROMPTS, bad_words_ids=[[int(before[0, 0])]])[0], before
+        )
+        with pytest.raises(NotImplementedError):
+            generated(backend, other, PROMPTS, **repeated)
+        with pytest.raises(NotImplementedError, match="Beam sampling"):
+            generated(backend, other, PROMPTS, num_beams=2, do_sample=True)
+    if backend == "pt":
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            generated(backend, other, PROMPTS, penalty_alpha=0.6, top_k=4)
+
+
+# ---------------------------------------------------------------- Keras
+
+
 @pytest.mark.skipif("tf" not in backends.installed(), reason="it is about TensorFlow")
 def test_gradients_of_tables_are_dense():
     """transformers' TensorFlow gives them in slices, which Keras 3 squares one by one for a row that comes twice."""

@@ -1,0 +1,18 @@
+"""What the tests of generation share."""
+
+import pytest
+
+from roberta_pln import backends
+from tests.contract import precision
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(quick_compilation):
+    """Every one of them compiles much."""
+
+
+@pytest.fixture(params=backends.installed())
+def backend(request):
+    """The name of a backend that computes in float64 if it is asked to."""
+    with precision(request.param, "float64"):
+        yield request.param

@@ -45,7 +45,7 @@ MODULES = {f"{schema.architecture(head)}Module": schema.architecture(head) for h
 MODULES["RobertaPreLayerNormModule"] = MODULES.pop("RobertaPreLayerNormModelModule")
 """Linen modules that stand for the classes of the other two packages."""
 
-FILES = ("activations", "embeddings", "attention", "encoder", "model", "heads", "losses", "records", "probe")
+FILES = ("activations", "embeddings", "attention", "encoder", "model", "heads", "losses", "records", "probe", "policy")
 COMMON = {
     "weights": ["owner", "get", "check", "initialize", "load", "dump"],
     "pretrained": [
@@ -89,7 +89,7 @@ def test_same_files():
     listings = {backend: {path.name for path in (ROOT / backend).glob("*.py")} for backend in BACKENDS}
     own = {
         "tf": {"layers.py", "optimizers.py", "serving.py"},  # what torch.nn and torch.optim are; what `export` writes
-        "flax": {"layers.py", "cache.py", "sharding.py"},  # and a cache for compiled loops, and meshes of devices
+        "flax": {"layers.py", "sharding.py"},  # and meshes of devices
     }
     for backend in BACKENDS:
         assert listings[backend] - own.get(backend, set()) == listings["pt"]
@@ -128,6 +128,7 @@ OWN_ARGUMENTS = {
         "seed",
         "word_embeddings",  # PyTorch ties by sharing the parameter, the others by handing the table over
         "use_cache",  # what a layer that is recomputed returns is kept, so it returns no more than is asked for
+        "first",  # a cache of fixed size has more slots than tokens
     },
     "flax": {
         *("params", "path", "array", "input_shape", "_do_init"),  # parameters are outside of the model

@@ -472,8 +472,9 @@ def allowed(decoder: Decoder, sequences: Array, scores: Array, ended: Array, ste
     plan, length = decoder.plan, decoder.start + step
     numbers = (~jnp.isnan(scores).any(axis=-1) | ended).all()
     scores = policy.process(plan, decoder.lengths, scores, sequences, decoder.real, length, step)
+    filling = decoder.real.any(axis=0).argmax().astype(jnp.int32)  # columns in front that make the bucket full
     for processor in decoder.task.processors:
-        scores = processor(sequences, scores, length)
+        scores = processor(jnp.roll(sequences, -filling, axis=1), scores, length - filling)
     scores = policy.warp(plan, scores)
     some = (~jnp.isneginf(scores).all(axis=-1) | ended).all()
     return scores, jnp.where(numbers, jnp.where(some, 0, NOTHING_ALLOWED), NOT_A_NUMBER).astype(jnp.int32)

@@ -65,7 +65,7 @@ def forbid(scores: Array, forbidden: Array) -> Array:
 
 def force(scores: Array, tokens: tuple[int, ...]) -> Array:
     """Scores that leave nothing but some tokens, all alike."""
-    return jnp.broadcast_to(jnp.where(among(scores, tokens), 0.0, -math.inf).astype(scores.dtype), scores.shape)
+    return forbid(jnp.zeros_like(scores), ~among(scores, tokens))
 
 
 def seen(sequences: Array, chosen: Array, vocab_size: int) -> Array:
@@ -136,8 +136,8 @@ def keep_nucleus(scores: Array, order: Array, share: float, least: int) -> Array
 
 def highest(scores: Array, count: int) -> Array:
     """(R, V) bool, the tokens with the highest scores."""
-    top = jax.lax.top_k(scores, min(count, scores.shape[-1]))[1]
-    return jnp.zeros(scores.shape, bool).at[np.arange(len(scores))[:, None], top].set(True)
+    chosen = top(scores, min(count, scores.shape[-1]))
+    return jnp.zeros(scores.shape, bool).at[np.arange(len(scores))[:, None], chosen].set(True)
 
 
 def choose(plan: Plan, scores: Array, draws: Array | None) -> Array:
@@ -209,7 +209,7 @@ def advance(
     batch = len(beams.scores)
     total = (scores.reshape(batch, count, vocab_size) + beams.scores[..., None]).reshape(batch, count * vocab_size)
     order = total if draws is None else total - jnp.log(-jnp.log1p(-jnp.maximum(draws, jnp.finfo(draws.dtype).tiny)))
-    order = jax.lax.top_k(order, plan.candidates)[1]  # (B, C), best first
+    order = top(order, plan.candidates)  # (B, C), best first
     values = pick(total, order)
     parents, tokens = order // vocab_size, order % vocab_size
     rows = parents + count * jnp.arange(batch, dtype=jnp.int32)[:, None]
@@ -224,7 +224,7 @@ def advance(
     )
 
     ends = jnp.isin(tokens, np.array(plan.eos, np.int32)) | (step == lengths.most - 1)
-    kept = jax.lax.top_k(forbid(values, ends), count)[1]
+    kept = top(forbid(values, ends), count)
     running_scores = pick(forbid(values, ends), kept)
 
     first = jnp.arange(plan.candidates, dtype=jnp.int32) < count
@@ -232,7 +232,7 @@ def advance(
     new = ends & first & (beams.improvable & ~full)[:, None]
     passed = jnp.asarray(step + 1, values.dtype) ** plan.length_penalty
     merged = jnp.concatenate((beams.ended_scores, forbid(values / passed, ~new)), axis=1)
-    best = jax.lax.top_k(merged, count)[1]
+    best = top(merged, count)
     earlier = (beams.ended_sequences, beams.ended_log_probs, beams.ended_origins)
     ended_sequences, ended_log_probs, ended_origins = (
         pick(jnp.concatenate(pair, axis=1), best) for pair in zip(earlier, found, strict=True)
@@ -259,6 +259,11 @@ def advance(
         going,
     )
     return state, pick(rows, kept).reshape(-1), pick(tokens, kept).reshape(-1)
+
+
+def top(scores: Array, count: int) -> Array:
+    """Where the highest scores are, best first, (B, M) -> (B, count); of equals the first."""
+    return jax.lax.top_k(scores, count)[1]
 
 
 def pick(array: Array, indices: Array) -> Array:

@@ -1,5 +1,6 @@
 """Generation: the loop that feeds a decoder its own tokens, compiled as one function."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -77,7 +78,8 @@ class Generation:
             draws: uniform numbers in [0, 1) used instead of drawn ones: (N, R) for N new tokens of R rows, or
                 (N, B, beams * V) in a beam search.
             compiled: `False` runs the steps one by one as they are written, to look into them.
-            jit_compile: whether XLA compiles; the tokens are the same.
+            jit_compile: whether XLA compiles; the tokens are the same. On a CPU they take longer then: TensorFlow's own
+                products of few rows with a matrix are faster.
             options: fields of `GenerationConfig`, which win over it.
 
         Returns:
@@ -139,19 +141,22 @@ class Generation:
 
     def program(self, task: "Task") -> "Program":
         """The compiled code of a task. A changed config has code of its own; a changed shape makes all code old."""
+        programs = self.programs.kept
         key = (repr(self.config), task.plan, task.room, task.xla, *map(id, task.processors))
-        program = self.programs.pop(key, None)
-        if program is None:
-            functions = (partial(part, task) for part in PARTS)
-            program = Program(task, *(tf.function(part, autograph=False, jit_compile=task.xla) for part in functions))
-        self.programs[key] = program
-        if len(self.programs) > PROGRAMS:
-            del self.programs[next(iter(self.programs))]
-        return program
+        if key not in programs:
+            functions = (tf.function(partial(part, task), autograph=False, jit_compile=task.xla) for part in PARTS)
+            programs[key] = Program(task, *functions)
+        programs.move_to_end(key)
+        if len(programs) > PROGRAMS:
+            programs.popitem(last=False)
+        return programs[key]
 
 
-class Programs(dict[tuple[Any, ...], "Program"]):
-    """What a model has compiled, the latest last. Keras looks into a plain dictionary for what to save."""
+class Programs:
+    """What a model has compiled, which goes with it. Keras looks into dictionaries for what to save, not into this."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
 
 
 class Task(NamedTuple):
@@ -327,10 +332,13 @@ class Draws:
         """The draws of a step."""
         if self.given is not None:
             return tf.cast(self.given[step], self.dtype)
-        if self.seed is not None:  # the algorithm is named, since by default each device, and XLA, has another one
-            seed = tf.random.experimental.stateless_fold_in(self.seed, step, alg="philox")
-            return tf.random.stateless_uniform(self.shape, seed, dtype=self.dtype, alg="philox")
-        return None
+        if self.seed is None:
+            return None
+        # By default each device, and XLA, has another algorithm; and XLA turns the same bits into other numbers.
+        seed = tf.random.experimental.stateless_fold_in(self.seed, step, alg="philox")
+        bits = tf.random.stateless_uniform(self.shape, seed, None, None, tf.uint64, alg="philox")
+        digits = np.finfo(self.dtype.as_numpy_dtype).nmant + 1
+        return tf.cast(tf.bitwise.right_shift(bits, np.uint64(64 - digits)), self.dtype) * 2.0**-digits
 
 
 def drawn_shape(plan: Plan, batch: int) -> tuple[int, ...]:

@@ -141,8 +141,8 @@ def keep_nucleus(scores: tf.Tensor, order: tf.Tensor, share: float, least: int) 
 
 def highest(scores: tf.Tensor, count: int) -> tf.Tensor:
     """(R, V) bool, the tokens with the highest scores."""
-    top = tf.math.top_k(scores, min(count, scores.shape[-1])).indices
-    return seen(top, tf.ones_like(top), scores.shape[-1])
+    chosen = top(scores, min(count, scores.shape[-1]))
+    return seen(chosen, tf.ones_like(chosen), scores.shape[-1])
 
 
 def choose(plan: Plan, scores: tf.Tensor, draws: tf.Tensor | None) -> tf.Tensor:
@@ -224,7 +224,7 @@ def advance(
     order = total
     if draws is not None:
         order = total - tf.math.log(-tf.math.log1p(-tf.maximum(draws, np.finfo(dtype.as_numpy_dtype).tiny)))
-    order = tf.math.top_k(order, plan.candidates).indices  # (B, C), best first
+    order = top(order, plan.candidates)  # (B, C), best first
     values = pick(total, order)
     parents, tokens = order // vocab_size, tf.cast(order % vocab_size, beams.sequences.dtype)
     rows = parents + count * tf.range(batch)[:, None]
@@ -239,7 +239,7 @@ def advance(
     )
 
     ends = tf.gather(among(scores, plan.eos), tokens) | (step == lengths.most - 1)
-    kept = tf.math.top_k(forbid(values, ends), count).indices
+    kept = top(forbid(values, ends), count)
     running_scores = pick(forbid(values, ends), kept)
 
     first = tf.range(plan.candidates) < count
@@ -247,7 +247,7 @@ def advance(
     new = ends & first & (beams.improvable & ~full)[:, None]
     by_length = values / tf.cast(step + 1, dtype) ** plan.length_penalty
     merged = tf.concat((beams.ended_scores, forbid(by_length, ~new)), axis=1)
-    best = tf.math.top_k(merged, count).indices
+    best = top(merged, count)
     earlier = (beams.ended_sequences, beams.ended_log_probs, beams.ended_origins)
     ended_sequences, ended_log_probs, ended_origins = (
         pick(tf.concat(pair, axis=1), best) for pair in zip(earlier, found, strict=True)
@@ -275,6 +275,11 @@ def advance(
         going,
     )
     return state, tf.reshape(pick(rows, kept), [-1]), tf.reshape(pick(tokens, kept), [-1])
+
+
+def top(scores: tf.Tensor, count: int) -> tf.Tensor:
+    """Where the highest scores are, best first, (B, M) -> (B, count); of equals the first."""
+    return tf.math.top_k(scores, count).indices
 
 
 def pick(array: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:

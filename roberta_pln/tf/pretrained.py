@@ -163,13 +163,20 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What Keras needs to construct the model again."""
-        return {**super().get_config(), "config": self.config.to_dict()}
+        described = {**super().get_config(), "config": self.config.to_dict()}
+        if self.generation_config is not None:
+            described["generation_config"] = self.generation_config.to_dict()
+        return described
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
         """Construct a model as `get_config` describes it."""
         options = {**config}
-        return cls(RobertaPreLayerNormConfig.from_dict(options.pop("config")), **options)
+        generation_config = options.pop("generation_config", None)
+        model = cls(RobertaPreLayerNormConfig.from_dict(options.pop("config")), **options)
+        if generation_config is not None:
+            model.generation_config = GenerationConfig.from_dict(generation_config)
+        return model
 
     def __dir__(self) -> list[str]:
         """All names but those of second ways to a part, on which Keras' savers, who walk this list, would loop."""
@@ -334,7 +341,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         parameters = self.parameters_of_schema
         weights.load(self, ((parameters[name], array) for name, array in tensors.items()))
         self.train_function = self.test_function = self.predict_function = None  # compiled for the old variables
-        self.programs.clear()
+        self.programs = Programs()
         weights.check(self)
 
     # ------------------------------------------------------------- arguments

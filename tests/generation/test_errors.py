@@ -190,7 +190,7 @@ FAILURES = {
 }
 """What goes wrong on the way; the embedding is that of the token that comes first."""
 
-MODES = {"greedy": {}, "drawn": {"do_sample": True, "seed": 0, "top_k": 1}, "beams": {"num_beams": 2}}
+MODES = {"greedy": {}, "drawn": {"do_sample": True, "seed": 0, "top_k": 1}, "beams": {"num_beams": 3}}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -227,13 +227,21 @@ def test_failures(backend, name, mode):
     model = spoilt(backend) if "embedding" in name else decoder(backend)
     with pytest.raises(InputError, match=message):
         generate(model, INPUTS, **options, **MODES[mode])
-    if mode == "greedy":
+    if mode == "greedy" and name != "every token is forbidden":
         for how in COMPILED[backend].values():
             with pytest.raises(InputError, match=message):
                 generate(model, INPUTS, **options, **how)
         with pytest.raises(InputError, match=message):
             generate(model, INPUTS, **options, streamer=print)
     assert generate(model, INPUTS, max_new_tokens=1)["sequences"].shape == (3, 9)  # it may go on
+
+
+def test_beams_that_are_not_there_need_no_token(backend):
+    """Of three beams only two can begin; the third stands for nothing, so that nothing may follow is no failure."""
+    options = {"suppress_tokens": [token for token in ALL if token not in (7, 20)], "num_beams": 3}
+    words = [[first, token] for first in ALL if first not in (7, 20) for token in (7, 20)][:8]
+    found = generate(decoder(backend), INPUTS, max_new_tokens=2, bad_words_ids=words, **options)
+    assert np.isin(found["sequences"][:, 8:], (7, 20)).all()
 
 
 def test_an_encoder_does_not_generate(backend):
@@ -253,7 +261,8 @@ def test_a_full_table_is_no_error(backend):
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(talkative(config, ending=-30.0), folder, config, "ForCausalLM")
             model = load(backend, Path(folder), "ForCausalLM")
-        found = generate(model, INPUTS, max_new_tokens=tokens, output_logits=True)
+        how = next(iter(COMPILED[backend].values()))
+        found = generate(model, INPUTS, max_new_tokens=tokens, output_logits=True, **how)
         whole = logits_of(model, [np.append(without_padding(INPUTS)[2], found["sequences"][2, 8:-1])], tokens + 5)
         np.testing.assert_allclose(found["logits"][:, 2], whole[0, 5:], rtol=0, atol=1e-12)  # as in `test_forward`
         with pytest.raises(InputError, match="prompt and continuation must have at most"):

@@ -8,7 +8,7 @@ from roberta_pln import backends, checkpoint
 from roberta_pln.config import ConfigError
 from roberta_pln.generation import GENERATION_CONFIG_FILE, GenerationConfig
 from tests.contract import tiny_config
-from tests.generation.common import PROMPTS, array, saved
+from tests.generation.common import PROMPTS, generate, saved
 
 INPUTS = PROMPTS["padding on every side"]
 FILE = {"max_new_tokens": 3, "suppress_tokens": [2], "transformers_version": "4.57.6", "_from_model_config": True}
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 def columns(model) -> int:
     """New tokens of a call without options."""
-    return array(model.generate(**INPUTS, return_dict_in_generate=True).log_probs).shape[1]
+    return generate(model, INPUTS)["log_probs"].shape[1]
 
 
 def test_it_is_read_and_written(backend, folder, tmp_path):

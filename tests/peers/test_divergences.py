@@ -729,7 +729,6 @@ def test_an_answer_has_two_labels(backend):
 
 PROMPTS = {"input_ids": IDS[:, :6], "attention_mask": np.ones((3, 6), np.int64)}
 LEFT = {name: value[:, :6] for name, value in INPUTS["left padding"].items()}
-LEFT["input_ids"][0, 5], LEFT["attention_mask"][0, 5] = 7, 1  # a row with padding only has nothing to continue
 
 
 def generated(backend: str, model, inputs: dict, **options) -> tuple[np.ndarray, np.ndarray]:
@@ -744,14 +743,14 @@ def generated(backend: str, model, inputs: dict, **options) -> tuple[np.ndarray,
     return array(record.sequences)[:, width:], None if scores is None else np.stack([array(step) for step in scores])
 
 
-def likeliest(backend: str, model, inputs: dict, new: np.ndarray) -> np.ndarray:
-    """The most likely tokens by a call on the prompts and all new tokens, where none ends a text."""
+def told(backend: str, model, inputs: dict, new: np.ndarray) -> np.ndarray:
+    """Scores (N, B, V) by a call on the prompts and the new tokens, with an end that does not come."""
     whole = {
         "input_ids": np.concatenate((inputs["input_ids"], new), axis=1),
         "attention_mask": np.concatenate((inputs["attention_mask"], np.ones_like(new)), axis=1).astype(np.int64),
     }
-    logits = first(backend, model, {**inputs, **whole})[:, -new.shape[1] - 1 : -1]
-    return np.where(np.arange(logits.shape[-1]) == 2, -np.inf, logits).argmax(axis=-1)
+    logits = first(backend, model, {**inputs, **whole})[:, -new.shape[1] - 1 : -1].swapaxes(0, 1)
+    return np.where(np.arange(logits.shape[-1]) == 2, -np.inf, logits)
 
 
 @every_backend
@@ -759,10 +758,10 @@ def test_texts_have_the_positions_of_the_call(backend):
     """transformers numbers them 0, 1, ... in PyTorch and Flax, not as its call; here each token is the call's best."""
     model = ours(backend, "ForCausalLM", is_decoder=True)
     new, _ = generated(backend, model, PROMPTS)
-    np.testing.assert_array_equal(new, likeliest(backend, model, PROMPTS, new))
+    np.testing.assert_array_equal(new.T, told(backend, model, PROMPTS, new).argmax(axis=-1))
     other = peer(backend, "ForCausalLM", **ENCODER)  # its Flax has a cache with these only
     new, _ = generated(backend, other, PROMPTS)
-    assert np.array_equal(new, likeliest(backend, other, PROMPTS, new)) == (backend == "tf")
+    assert np.array_equal(new.T, told(backend, other, PROMPTS, new).argmax(axis=-1)) == (backend == "tf")
 
 
 @every_backend
@@ -770,13 +769,14 @@ def test_padding_on_the_left_changes_no_text(backend):
     """transformers' TensorFlow counts the padding as soon as there is a cache; here a cache changes no number."""
     model = ours(backend, "ForCausalLM", is_decoder=True)
     new, scores = generated(backend, model, LEFT)
-    np.testing.assert_array_equal(new, likeliest(backend, model, LEFT, new))
+    same(scores, told(backend, model, LEFT, new))
     same(generated(backend, model, LEFT, use_cache=False)[1], scores)
     if backend == "tf":
         other = peer(backend, "ForCausalLM", is_decoder=True)
-        with_cache, without = (generated(backend, other, LEFT, use_cache=switch)[1] for switch in (True, False))
-        same(with_cache[0], without[0])
-        assert differ(with_cache[1, :, 3:], without[1, :, 3:])
+        new, scores = generated(backend, other, LEFT)
+        expected = told(backend, other, LEFT, new)
+        same(scores[0], expected[0])
+        assert differ(scores[1, 0, 3:], expected[1, 0, 3:])  # the row with most padding
 
 
 @every_backend
@@ -795,7 +795,7 @@ def test_texts_read_the_encoder(backend):
     """transformers fails in PyTorch with a cache, ignores the states in TensorFlow, refuses them in Flax."""
     model, states = ours(backend, "ForCausalLM", **ENCODER), {"encoder_hidden_states": STATES}
     new, scores = generated(backend, model, {**PROMPTS, **states})
-    np.testing.assert_array_equal(new, likeliest(backend, model, {**PROMPTS, **states}, new))
+    same(scores, told(backend, model, {**PROMPTS, **states}, new))
     same(generated(backend, model, {**PROMPTS, **states}, use_cache=False)[1], scores)
     other_scores = generated(backend, model, {**PROMPTS, "encoder_hidden_states": -STATES})[1]
     assert differ(other_scores[0, :, 3:], scores[0, :, 3:])
@@ -832,8 +832,13 @@ def test_options_of_texts_work_or_are_refused(backend):
     model = ours(backend, "ForCausalLM", is_decoder=True)
     plain, _ = generated(backend, model, PROMPTS)
     word = [int(token) for token in plain[0, :2]]
-    penalty, repeated, bad = {"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [word]}
-    for option in (penalty, repeated, bad, {"num_beams": 2, "do_sample": True, "seed": 0, "temperature": 5.0}):
+    penalty, bad = {"repetition_penalty": 5.0}, {"bad_words_ids": [word]}
+    for option in (
+        penalty,
+        bad,
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 2, "do_sample": True, "seed": 0, "temperature": 5.0},
+    ):
         assert not np.array_equal(generated(backend, model, PROMPTS, **option)[0], plain)
     for option in ({"penalty_alpha": 0.6, "top_k": 4}, {"num_beam_groups": 2, "num_beams": 2}, {"stop_strings": ["a"]}):
         with pytest.raises(InputError, match="is not supported: leave it out"):
@@ -846,7 +851,7 @@ def test_options_of_texts_work_or_are_refused(backend):
             generated(backend, other, PROMPTS, bad_words_ids=[[int(before[0, 0])]])[0], before
         )
         with pytest.raises(NotImplementedError):
-            generated(backend, other, PROMPTS, **repeated)
+            generated(backend, other, PROMPTS, no_repeat_ngram_size=2)
         with pytest.raises(NotImplementedError, match="Beam sampling"):
             generated(backend, other, PROMPTS, num_beams=2, do_sample=True)
     if backend == "pt":

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -557,6 +558,27 @@ def arrange(
         next_position=next_position,
         shown=prompts if by_ids else np.zeros((shape[0], 0), np.int64),
     )
+
+
+def arrange_in_buckets(
+    config: RobertaPreLayerNormConfig,
+    request: Request,
+    input_ids: np.ndarray | None,
+    inputs_embeds: np.ndarray | None,
+    attention_mask: np.ndarray | None,
+    batch: int,
+    bucket: int,
+) -> tuple[Prompt, int]:
+    """The prompts in a multiple of `bucket` slots, and how many slots to have for new tokens, also a multiple.
+
+    Both are exact where relative positions would not reach over all slots. The other arguments are those of `arrange`.
+    """
+    arranged = partial(arrange, config, request, input_ids, inputs_embeds, attention_mask, batch)
+    prompt, room = arranged(bucket), -(-request.lengths.most // bucket) * bucket
+    relative = config.position_embedding_type != "absolute"
+    if relative and prompt.real.shape[1] + room > config.max_position_embeddings:
+        return arranged(), request.lengths.most
+    return prompt, room
 
 
 def _ids_or_bos(

@@ -105,11 +105,7 @@ class Generation:
         plan = request.plan
         generation.check_extras(plan, stopping_criteria, streamer, seed, None, draws)
         batch = 1 if encoder_hidden_states is None else len(encoder_hidden_states)
-        arrange = partial(generation.arrange, self.config, request, ids, embeds, mask, batch)
-        prompt, room = arrange(BUCKET), -(-request.lengths.most // BUCKET) * BUCKET
-        limit, relative = self.config.max_position_embeddings, self.config.position_embedding_type != "absolute"
-        if relative and prompt.real.shape[1] + room > limit:  # no slots at distances that the table does not have
-            prompt, room = arrange(), request.lengths.most
+        prompt, room = generation.arrange_in_buckets(self.config, request, ids, embeds, mask, batch, BUCKET)
         task = Task(self, plan, tuple(logits_processor or ()), room, compiled and jit_compile)
         with tf.init_scope():  # no tape records the loop
             arguments = Arguments(

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from roberta_pln import checkpoint, schema
 from roberta_pln.checkpoint import Checkpoint, CheckpointError, hub
-from roberta_pln.checkpoint.stored import DTYPES, Array
+from roberta_pln.checkpoint.memory import Array
+from roberta_pln.checkpoint.stored import DTYPES
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.generation import GENERATION_CONFIG_FILE, GenerationConfig
 from roberta_pln.schema import Parameter

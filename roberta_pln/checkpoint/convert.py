@@ -13,8 +13,9 @@ from typing import Any, Final
 from roberta_pln import schema
 from roberta_pln.checkpoint import atomic, fairseq_dictionary, formats, shards
 from roberta_pln.checkpoint.hub import TOKENIZER_FILES
+from roberta_pln.checkpoint.memory import Array
 from roberta_pln.checkpoint.reading import Checkpoint, open
-from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Stored
+from roberta_pln.checkpoint.stored import DTYPES, CheckpointError, Stored
 from roberta_pln.checkpoint.writing import save
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.generation import GENERATION_CONFIG_FILE

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, Array, CheckpointError, Contents, Stored, lying_at
+from roberta_pln.checkpoint.memory import Array
+from roberta_pln.checkpoint.stored import BUFFER_DTYPES, DTYPES, CheckpointError, Contents, Stored, lying_at
 
 _DTYPES: Final = {**DTYPES, **BUFFER_DTYPES}
 _ARRAY_TYPE: Final = 1

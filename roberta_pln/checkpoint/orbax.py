@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from roberta_pln.checkpoint import shards
-from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Contents, Stored, lying_at
+from roberta_pln.checkpoint.memory import Array
+from roberta_pln.checkpoint.stored import DTYPES, CheckpointError, Contents, Stored, lying_at
 from roberta_pln.config import ConfigError, read_json
 
 METADATA: Final = "_METADATA"

@@ -14,7 +14,8 @@ import numpy as np
 
 from roberta_pln import names, schema
 from roberta_pln.checkpoint import atomic, fairseq, formats, shards
-from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Contents, Stored
+from roberta_pln.checkpoint.memory import Array
+from roberta_pln.checkpoint.stored import DTYPES, CheckpointError, Contents, Stored
 from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig, read_json
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
+from roberta_pln.checkpoint.memory import Array, empty, transpose
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.names import Family
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float64": np.dtype("<f8"),
@@ -35,9 +34,6 @@ BUFFER_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "bool": np.dtype("?"),
 }
 """Further types of tensors that are no parameters, such as position ids in old files."""
-
-ALIGNMENT: Final = 64
-"""Bytes; what TensorFlow and JAX ask of memory that they take over."""
 
 
 class CheckpointError(ValueError):
@@ -101,17 +97,13 @@ def lying_at(
     def mapped() -> Array:
         if count == 0 or offset % dtype.itemsize:
             return read()
-        return np.require(np.memmap(path, dtype, "c", offset, shape), requirements=["ENSUREARRAY"])
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        with path.open("rb", buffering=0) as file:
+            size = offset - start + count * dtype.itemsize
+            pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY, offset=start)
+        return np.frombuffer(pages, dtype, count, offset - start).reshape(shape)
 
     return Stored(shape, dtype, read, identity, mapped)
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array with any values, aligned so that a framework can take over its memory instead of copying it."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill(file: FileIO, memory: Array) -> None:
@@ -123,28 +115,7 @@ def _fill(file: FileIO, memory: Array) -> None:
         memory = memory[count:]
 
 
-def transpose(array: Array) -> Array:
-    """A matrix with its axes exchanged, in C order; in blocks, since column after column is six times slower."""
-    if array.ndim != 2:
-        return np.ascontiguousarray(array.T)
-    turned = empty(array.shape[::-1], array.dtype)
-
-    def turn(start: int) -> None:
-        for row in range(start, min(start + _SHARE, len(array)), _BLOCK):
-            turned[:, row : row + _BLOCK] = array[row : row + _BLOCK].T
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(turn, range(0, len(array), _SHARE)))
-    return turned
-
-
 _MOST_AXES: Final = 32
-_BLOCK: Final = 64
-"""Rows whose columns fit into the processor's first cache."""
-_SHARE: Final = 8 * _BLOCK
-"""Rows that one thread turns at a time."""
-_THREADS: Final = 4
-"""More are no faster: they wait for memory."""
 
 
 @dataclass(frozen=True)

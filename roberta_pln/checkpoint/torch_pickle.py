@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 
 from roberta_pln.checkpoint import plain_pickle, zipped
+from roberta_pln.checkpoint.memory import Array
 from roberta_pln.checkpoint.stored import (
     BUFFER_DTYPES,
     DTYPES,
-    Array,
     CheckpointError,
     Contents,
     Stored,

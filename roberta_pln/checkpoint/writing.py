@@ -13,7 +13,8 @@ import numpy as np
 from roberta_pln import names, schema
 from roberta_pln.checkpoint import atomic, formats, shards
 from roberta_pln.checkpoint.formats import Format
-from roberta_pln.checkpoint.stored import DTYPES, Array, CheckpointError, Stored
+from roberta_pln.checkpoint.memory import Array
+from roberta_pln.checkpoint.stored import DTYPES, CheckpointError, Stored
 from roberta_pln.config import CONFIG_FILE, RobertaPreLayerNormConfig
 from roberta_pln.generation import GENERATION_CONFIG_FILE, GenerationConfig
 

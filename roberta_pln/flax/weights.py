@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from roberta_pln import schema
-from roberta_pln.checkpoint.stored import transpose
+from roberta_pln.checkpoint.memory import arranged
 from roberta_pln.flax.layers import at_least_float32
 from roberta_pln.schema import Parameter
 
@@ -91,11 +91,9 @@ def normal(key: Array, scale: float, shape: tuple[int, ...], dtype: DTypeLike) -
 
 
 def load(model: Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> dict[Path, Array]:
-    """Canonical tensors as this framework's arrays, one at a time."""
-    return {
-        owner(model, parameter): to_array(transpose(array) if parameter.leaf.transposed else array)
-        for parameter, array in tensors
-    }
+    """Canonical tensors as this framework's arrays."""
+    laid_out = arranged((parameter, array, parameter.leaf.transposed) for parameter, array in tensors)
+    return {owner(model, parameter): to_array(array) for parameter, array in laid_out}
 
 
 def dump(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

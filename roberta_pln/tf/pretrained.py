@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
 import keras
@@ -98,9 +99,11 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         policy = None if dtype == "auto" else keras.dtype_policies.get(dtype)
         wanted = "auto" if policy is None else policy.variable_dtype
         loaded = loading.prepare(pretrained_model_name_or_path, cls.head, config=config, dtype=wanted, **options)
-        with weights.left_blank():
-            model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
-        weights.load(model, loaded.tensors(mapped=True))
+        with ThreadPoolExecutor(1) as thread:  # reads while Keras, which takes a third of the time, constructs
+            arrays = thread.submit(list, weights.laid_out(loaded.tensors(mapped=True)))
+            with weights.left_blank():
+                model = cls(loaded.config, seed=seed, dtype=policy or loaded.dtype, **loaded.constructor)
+        weights.place(model, arrays.result())
         weights.initialize(model, loaded.fresh())
         model.generation_config = loaded.generation_config
         return (model, loaded.info.to_dict()) if output_loading_info else model

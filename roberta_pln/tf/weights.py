@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from roberta_pln import schema
-from roberta_pln.checkpoint.stored import ALIGNMENT, transpose
+from roberta_pln.checkpoint.memory import arranged, can_be_taken_over
 from roberta_pln.schema import Parameter
 
 _blank = ContextVar("blank", default=False)
@@ -77,12 +77,22 @@ def initialize(model: keras.Model, parameters: Iterable[Parameter]) -> None:
 
 
 def load(model: keras.Model, tensors: Iterable[tuple[Parameter, np.ndarray]]) -> None:
-    """Put canonical tensors in place, one at a time; a tensor may have another shape than the one before.
+    """Put canonical tensors in place; a tensor may have another shape than the one before.
 
     The variables take over the arrays' memory where they can: nobody else may use it then.
     """
-    for parameter, array in tensors:
-        tensor = to_tensor(transpose(array) if parameter.leaf.transposed else array)
+    place(model, laid_out(tensors))
+
+
+def laid_out(tensors: Iterable[tuple[Parameter, np.ndarray]]) -> Iterator[tuple[Parameter, np.ndarray]]:
+    """Canonical tensors as this framework has them, in memory that it can take over."""
+    return arranged((parameter, array, parameter.leaf.transposed) for parameter, array in tensors)
+
+
+def place(model: keras.Model, arrays: Iterable[tuple[Parameter, np.ndarray]]) -> None:
+    """Put what `laid_out` gives in place."""
+    for parameter, array in arrays:
+        tensor = to_tensor(array)
         layer, name = owner(model, parameter)
         if getattr(layer, name).shape != tensor.shape:
             layer.replace_weight(name, tuple(tensor.shape))
@@ -100,7 +110,7 @@ def dump(model: keras.Model) -> dict[str, np.ndarray]:
 
 def to_tensor(array: np.ndarray) -> tf.Tensor:
     """A tensor in the array's own memory, which nobody else may use then; a copy where TensorFlow cannot work there."""
-    if array.ctypes.data % ALIGNMENT or not (array.flags.c_contiguous and array.flags.writeable):
+    if not can_be_taken_over(array):
         return tf.convert_to_tensor(array)
     if array.dtype == ml_dtypes.bfloat16:
         return tf.bitcast(to_tensor(array.view(np.uint16)), tf.bfloat16)

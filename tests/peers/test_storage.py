@@ -142,9 +142,10 @@ def test_files_need_no_framework(monkeypatch):
     paths = [str(file(format)) for format in FORMATS]
     done = subprocess.run([sys.executable, "-c", READER, *paths], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    theirs = transformers.RobertaPreLayerNormForMaskedLM  # imported when it is first asked for
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not there
     with pytest.raises(ImportError, match="tensorflow"):
-        they_load("pt", file("h5"), from_tf=True)
+        theirs.from_pretrained(file("h5"), from_tf=True)
 
 
 @every_backend

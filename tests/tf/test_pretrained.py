@@ -10,7 +10,7 @@ tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
 from roberta_pln import checkpoint, schema
-from roberta_pln.checkpoint import stored
+from roberta_pln.checkpoint import memory, stored
 from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel, weights
 from tests.contract import random_checkpoint, random_ids, random_tensors, tiny_config
 
@@ -130,13 +130,13 @@ def test_copies(copied, saved):
 @pytest.mark.parametrize("shift", [0, 4, 16])
 def test_memory_is_taken_over_only_where_tensorflow_can_work_in_it(shift, dtype):
     dtype = stored.DTYPES[dtype]
-    memory = stored.empty((4096 + shift,), np.dtype(np.uint8))[shift : shift + 4096].view(dtype)
-    memory[:] = 1
-    variable = tf.Variable(weights.to_tensor(memory))
-    memory[0] = 2
+    array = memory.empty((4096 + shift,), np.dtype(np.uint8))[shift : shift + 4096].view(dtype)
+    array[:] = 1
+    variable = tf.Variable(weights.to_tensor(array))
+    array[0] = 2
     assert variable[0] == (1 if shift else 2)
     variable.assign_add(tf.ones_like(variable))  # in place; the allocator of TensorFlow checks the alignment
-    np.testing.assert_array_equal(variable[1:], np.full(len(memory) - 1, 2, dtype))
+    np.testing.assert_array_equal(variable[1:], np.full(len(array) - 1, 2, dtype))
 
 
 def test_training_leaves_the_file_as_it_is(saved):

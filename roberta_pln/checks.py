@@ -56,6 +56,21 @@ def switches(**values: object) -> None:
             )
 
 
+def wants_logits(output_logits: bool | None, labelled: bool, training: bool) -> bool:
+    """Whether a language model returns logits: as `output_logits` says; if that is None, unless it trains on labels."""
+    if output_logits is None:
+        return not (labelled and training)
+    switches(output_logits=output_logits)
+    return output_logits
+
+
+def no_second_derivative() -> NotImplementedError:
+    """What to raise where the gradients of a loss without logits are differentiated."""
+    return NotImplementedError(
+        "a language model's loss without logits has no second derivative: call the model with output_logits=True"
+    )
+
+
 def shape(name: str, seen: Shape, *allowed: Shape) -> None:
     """A tensor has one of the allowed shapes; None stands for any length."""
     if not any(_fits(seen, shape) for shape in allowed):

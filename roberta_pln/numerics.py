@@ -22,6 +22,9 @@ import numpy as np
 IGNORE_INDEX: Final = -100
 """A label of this value takes no part in the loss."""
 
+LOGITS_PER_CHUNK: Final = 2**23
+"""How many logits a loss that does not return them holds at once: 32 MiB in float32, 166 rows of the usual 50265."""
+
 ACTIVATIONS: Final = (
     "gelu",
     "gelu_10",

@@ -23,9 +23,11 @@ EXTRA = {
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
+        *("Decoded", "Scaled"),  # a function with a gradient of its own is a class here
     },
     "tf": {
         "mish",  # TensorFlow has none
+        *("decoded", "refuse"),  # with a gradient of its own
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
         "Layer.output",
@@ -37,6 +39,7 @@ EXTRA = {
     },
     "flax": {
         "Layers",  # Linen needs a module for the path component `layer`
+        *("decoded", "decoded_forward", "decoded_backward"),  # with a gradient of its own
         # A Linen module holds no parameters, so a class beside it does, and calls it.
         *map(schema.architecture, schema.HEADS),
     },

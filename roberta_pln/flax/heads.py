@@ -13,7 +13,14 @@ from roberta_pln.flax.activations import gelu
 from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.generation import Generation
 from roberta_pln.flax.layers import Block
-from roberta_pln.flax.losses import causal_cross_entropy, classification, cross_entropy, span
+from roberta_pln.flax.losses import (
+    causal_cross_entropy,
+    classification,
+    cross_entropy,
+    labelled_cross_entropy,
+    next_labels,
+    span,
+)
 from roberta_pln.flax.model import RobertaPreLayerNormModule
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
 from roberta_pln.outputs import (
@@ -27,7 +34,10 @@ from roberta_pln.outputs import (
 
 
 class LMHead(Block):
-    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder shares the word embeddings unless untied."""
+    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder shares the word embeddings unless untied.
+
+    With labels (B, T) it returns their `labelled_cross_entropy` instead.
+    """
 
     def setup(self) -> None:
         config = self.config
@@ -37,14 +47,21 @@ class LMHead(Block):
         if not config.tie_word_embeddings:
             self.decoder = self.linear(config.vocab_size, use_bias=False)
 
-    def __call__(self, hidden_states: Array, word_embeddings: Array) -> Array:
-        hidden_states = self.layer_norm(gelu(self.dense(hidden_states)))
-        if self.config.tie_word_embeddings:
-            # Without a transposed table in the program: for one row XLA's processor backend would write one each time.
-            logits = jnp.inner(hidden_states, word_embeddings.astype(self.dtype))
-        else:
-            logits = self.decoder(hidden_states)
+    def __call__(self, hidden_states: Array, word_embeddings: Array, labels: Array | None = None) -> Array:
+        tied = self.config.tie_word_embeddings
+        if labels is not None:
+            if self.is_initializing() and not tied:  # Linen makes the kernel when the decoder is called
+                self.decoder(hidden_states)
+            table = word_embeddings if tied else self.decoder.variables["params"]["kernel"].T
+            return labelled_cross_entropy(hidden_states, labels, self.transform, table, self.bias)
+        hidden_states = self.transform(hidden_states)
+        # Without a transposed table in the program: for one row XLA's processor backend would write one each time.
+        logits = jnp.inner(hidden_states, word_embeddings.astype(self.dtype)) if tied else self.decoder(hidden_states)
         return logits + self.bias.astype(self.dtype)
+
+    def transform(self, hidden_states: Array) -> Array:
+        """What comes before the decoder."""
+        return self.layer_norm(gelu(self.dense(hidden_states)))
 
 
 class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
@@ -78,12 +95,15 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         deterministic: bool = True,
+        output_logits: bool | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
                 With labels there is no cache.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`deterministic=False`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
@@ -105,9 +125,13 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
             deterministic=deterministic,
         )
         word_embeddings = self.roberta_prelayernorm.embeddings.word_embeddings.embedding
-        logits = self.lm_head(record.last_hidden_state, word_embeddings)
-        labels = self.ids("labels", labels, logits.shape[:-1])
-        loss = None if labels is None else causal_cross_entropy(logits, labels)
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, hidden_states.shape[:-1])
+        if checks.wants_logits(output_logits, labels is not None, not deterministic):
+            logits = self.lm_head(hidden_states, word_embeddings)
+            loss = None if labels is None else causal_cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, word_embeddings, next_labels(labels))
         output = CausalLMOutput(
             loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
         )
@@ -140,6 +164,7 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         inputs_embeds: Array | None = None,
         labels: Array | None = None,
         use_cache: bool | None = None,
+        output_logits: bool | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormForCausalLMModule`, and those of
         `RobertaPreLayerNormModel` about parameters and dropout.
@@ -162,6 +187,7 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             output_attentions,
             output_hidden_states,
             return_dict,
+            output_logits=output_logits,
         )
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
@@ -195,11 +221,14 @@ class RobertaPreLayerNormForMaskedLMModule(PreTrainedModule):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         deterministic: bool = True,
+        output_logits: bool | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, and
 
         Args:
             labels: (B, T) token ids to predict, -100 where nothing is.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`deterministic=False`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
@@ -220,8 +249,13 @@ class RobertaPreLayerNormForMaskedLMModule(PreTrainedModule):
             deterministic=deterministic,
         )
         word_embeddings = self.roberta_prelayernorm.embeddings.word_embeddings.embedding
-        logits = self.lm_head(record.last_hidden_state, word_embeddings)
-        loss = None if labels is None else cross_entropy(logits, self.ids("labels", labels, logits.shape[:-1]))
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, hidden_states.shape[:-1])
+        if checks.wants_logits(output_logits, labels is not None, not deterministic):
+            logits = self.lm_head(hidden_states, word_embeddings)
+            loss = None if labels is None else cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, word_embeddings, labels)
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 
 
@@ -249,14 +283,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         *,
         inputs_embeds: Array | None = None,
         labels: Array | None = None,
+        output_logits: bool | None = None,
     ) -> MaskedLMOutput | tuple:
-        """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
-
-        Args:
-            labels: (B, T) token ids to predict, -100 where nothing is.
-
-        Returns:
-            A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
+        """Run the model; arguments are those of `RobertaPreLayerNormForMaskedLMModule`, and those of
+        `RobertaPreLayerNormModel` about parameters and dropout.
         """
         return self.apply(
             params,
@@ -274,6 +304,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_attentions,
             output_hidden_states,
             return_dict,
+            output_logits=output_logits,
         )
 
 

@@ -1,5 +1,9 @@
 """The losses, one function each; every one is a scalar mean in at least float32."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ from jax import Array
 
 from roberta_pln import checks
 from roberta_pln.flax.layers import at_least_float32, readable
-from roberta_pln.numerics import IGNORE_INDEX
+from roberta_pln.numerics import IGNORE_INDEX, LOGITS_PER_CHUNK
 
 
 def cross_entropy(logits: Array, labels: Array, name: str = "labels") -> Array:
@@ -23,11 +27,7 @@ def cross_entropy(logits: Array, labels: Array, name: str = "labels") -> Array:
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     classes = logits.shape[-1]
-    if readable(labels):
-        values = np.asarray(labels)
-        values = values[values != IGNORE_INDEX]
-        if values.size:
-            checks.labels_in_range(name, int(values.min()), int(values.max()), classes, IGNORE_INDEX)
+    check_labels(name, labels, classes)
     kept = labels != IGNORE_INDEX
     known = (labels >= 0) & (labels < classes)
     picked = jnp.where(known, labels, 0)[..., None]
@@ -36,9 +36,127 @@ def cross_entropy(logits: Array, labels: Array, name: str = "labels") -> Array:
     return losses.sum() / kept.sum(dtype=losses.dtype)
 
 
+def check_labels(name: str, labels: Array, classes: int) -> None:
+    """Refuse labels that are neither in [0, classes) nor -100, if their values can be read."""
+    if readable(labels):
+        values = np.asarray(labels)
+        values = values[values != IGNORE_INDEX]
+        if values.size:
+            checks.labels_in_range(name, int(values.min()), int(values.max()), classes, IGNORE_INDEX)
+
+
 def causal_cross_entropy(logits: Array, labels: Array) -> Array:
     """`cross_entropy` of each token's logits (B, T, V) with the next token's label (B, T)."""
     return cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+def next_labels(labels: Array) -> Array:
+    """For each place the label of the next one, (B, T) -> (B, T); nothing is behind the last."""
+    return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
+
+
+def labelled_cross_entropy(
+    hidden_states: Array, labels: Array, transform: Callable[[Array], Array], table: Array, bias: Array
+) -> Array:
+    """`cross_entropy` of the logits transform(x) table^T + bias, of which no more than a chunk is ever held.
+
+    Only what has a label is decoded. The gradients of the decoder are computed with the loss, a chunk at a time, and
+    scaled in the backward pass: a second derivative needs the logits, and so does anything but reverse mode.
+
+    Args:
+        hidden_states: (B, T, D).
+        labels: (B, T) integers in [0, V), or -100.
+        transform: what comes before the decoder, (..., D) -> (..., D).
+        table: (V, D).
+        bias: (V,).
+
+    Raises:
+        InputError: as `cross_entropy`.
+    """
+    check_labels("labels", labels, len(table))
+    # XLA has one size for all batches: every position is taken, those with labels first, and the loop ends behind them.
+    # Where a mesh may share the batch out, they change places within their row only, which is all on one device, and a
+    # chunk is shared out as the batch is.
+    devices = jax.device_count()
+    groups = 1 if devices == 1 else len(labels)
+    states, labels = transform(hidden_states), labels.reshape(groups, -1)
+    size = states.shape[-1]
+    order = jnp.argsort(labels == IGNORE_INDEX, axis=1, stable=True)
+    labels = jnp.take_along_axis(labels, order, axis=1)
+    states = jnp.take_along_axis(states.reshape(*labels.shape, size), order[..., None], axis=1)
+    length = labels.shape[1]
+    rows = max(1, min(length, devices * LOGITS_PER_CHUNK // len(table) // groups))
+    chunks = max(1, -(-length // rows))
+    missing = (0, chunks * rows - length)
+    states = jnp.pad(states, ((0, 0), missing, (0, 0))).reshape(groups, chunks, rows, size)
+    labels = jnp.pad(labels, ((0, 0), missing), constant_values=IGNORE_INDEX).reshape(groups, chunks, rows)
+    return decoded(states, labels, table, bias)
+
+
+@jax.custom_vjp
+def decoded(states: Array, labels: Array, table: Array, bias: Array) -> Array:
+    """The mean of what `in_chunks` sums up, which gives the gradients on."""
+    (total,) = in_chunks(states, labels, table, bias, gradients=False)
+    return total / (labels != IGNORE_INDEX).sum(dtype=total.dtype)
+
+
+def decoded_forward(states: Array, labels: Array, table: Array, bias: Array) -> tuple[Array, tuple[Any, ...]]:
+    """The mean, and what the backward pass needs."""
+    total, *gradients = in_chunks(states, labels, table, bias, gradients=True)
+    count = (labels != IGNORE_INDEX).sum(dtype=total.dtype)
+    return total / count, (gradients, count, (states, table, bias))
+
+
+def decoded_backward(kept: tuple[Any, ...], upstream: Array) -> tuple[Array | None, ...]:
+    """The gradients of the mean."""
+    gradients, count, inputs = kept
+    scale = upstream / jnp.maximum(count, 1)
+    states, table, bias = ((gradient * scale).astype(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
+    return states, None, table, bias
+
+
+decoded.defvjp(decoded_forward, decoded_backward)
+
+
+@partial(jax.jit, static_argnames="gradients")
+def in_chunks(states: Array, labels: Array, table: Array, bias: Array, gradients: bool) -> tuple[Array, ...]:
+    """The sum of -log softmax(states table^T + bias)[label], and its gradients.
+
+    Args:
+        states: (G, C, rows, D), in the type of the computation; those with labels first in each group.
+        labels: (G, C, rows).
+        table: (V, D).
+        bias: (V,).
+        gradients: whether they are wanted.
+
+    Returns:
+        The sum, and the gradients of states, table and bias, all in at least float32; without gradients the sum alone.
+    """
+    dtype, wide, classes = states.dtype, at_least_float32(states.dtype), len(table)
+    decoder, offset = table.astype(dtype), bias.astype(dtype)
+
+    def chunk(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        part, targets = states[:, i], labels[:, i]
+        scores = jax.nn.log_softmax((part @ decoder.T + offset).astype(wide))  # (G, rows, V)
+        known = (targets >= 0) & (targets < classes)
+        targets, ignored = jnp.where(known, targets, 0)[..., None], targets == IGNORE_INDEX
+        losses = -jnp.take_along_axis(scores, targets, axis=-1)[..., 0]
+        losses = jnp.where(known, losses, jnp.where(ignored, 0, jnp.nan).astype(wide))
+        total = found[0] + losses.sum()
+        if not gradients:
+            return (total,)
+        slopes = jnp.exp(scores) - (targets == jnp.arange(classes, dtype=targets.dtype)).astype(wide)
+        slopes = jnp.where(known[..., None], slopes, 0)
+        _, of_states, of_table, of_bias = found
+        of_bias += slopes.sum((0, 1))
+        slopes = slopes.astype(dtype)
+        of_states = of_states.at[:, i].set((slopes @ decoder).astype(wide))
+        of_table += jnp.einsum("grv,grd->vd", slopes, part, preferred_element_type=wide)
+        return total, of_states, of_table, of_bias
+
+    chunks = (labels[..., 0] != IGNORE_INDEX).any(0).sum()  # the others have no labels
+    starts = tuple(jnp.zeros(x.shape, wide) for x in (states, table, bias)) if gradients else ()
+    return jax.lax.fori_loop(0, chunks, chunk, (jnp.zeros((), wide), *starts))
 
 
 def classification(kind: str, logits: Array, labels: Array) -> Array:

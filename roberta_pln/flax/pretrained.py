@@ -470,7 +470,9 @@ class RobertaPreLayerNormPreTrainedModel:
 
     # ------------------------------------------------------------- calls
 
-    def apply(self, params: Params | None, dropout_rng: Array | None, train: bool, *arguments: Any) -> Any:
+    def apply(
+        self, params: Params | None, dropout_rng: Array | None, train: bool, *arguments: Any, **options: Any
+    ) -> Any:
         """Call the module.
 
         Raises:
@@ -481,6 +483,7 @@ class RobertaPreLayerNormPreTrainedModel:
         return self.module.apply(
             {"params": self.params if params is None else params},
             *arguments,
+            **options,
             deterministic=not train,
             rngs={"dropout": dropout_rng} if train else None,
         )

@@ -16,13 +16,23 @@ from roberta_pln.outputs import (
 )
 from roberta_pln.pt.encoder import LayerCache
 from roberta_pln.pt.generation import Generation
-from roberta_pln.pt.losses import causal_cross_entropy, classification, cross_entropy, span
+from roberta_pln.pt.losses import (
+    causal_cross_entropy,
+    classification,
+    cross_entropy,
+    labelled_cross_entropy,
+    next_labels,
+    span,
+)
 from roberta_pln.pt.model import RobertaPreLayerNormModel
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
 
 class LMHead(nn.Module):
-    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder shares the word embeddings unless untied."""
+    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder shares the word embeddings unless untied.
+
+    With labels (B, T) it returns their `labelled_cross_entropy` instead.
+    """
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
@@ -31,8 +41,17 @@ class LMHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
+    def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            return self.decoder(self.transform(hidden_states))
+        plain = type(self.decoder) is nn.Linear and not (self.decoder._forward_hooks or self.decoder._forward_pre_hooks)
+        if not plain:  # what was put in its place, or hooks in its way, may compute more than a product
+            return cross_entropy(self.decoder(self.transform(hidden_states)), labels)
+        return labelled_cross_entropy(hidden_states, labels, self.transform, self.decoder.weight, self.decoder.bias)
+
+    def transform(self, hidden_states: Tensor) -> Tensor:
+        """What comes before the decoder."""
+        return self.layer_norm(F.gelu(self.dense(hidden_states)))
 
 
 class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedModel):
@@ -65,12 +84,15 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_logits: bool | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
                 With labels there is no cache.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`model.train()`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
@@ -90,9 +112,13 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(record.last_hidden_state)
-        labels = self.ids("labels", labels, tuple(logits.shape[:-1]))
-        loss = None if labels is None else causal_cross_entropy(logits, labels)
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if checks.wants_logits(output_logits, labels is not None, self.training):
+            logits = self.lm_head(hidden_states)
+            loss = None if labels is None else causal_cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, next_labels(labels))
         output = CausalLMOutput(
             loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
         )
@@ -124,11 +150,14 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_logits: bool | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids to predict, -100 where nothing is.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`model.train()`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
@@ -147,8 +176,13 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(record.last_hidden_state)
-        loss = None if labels is None else cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if checks.wants_logits(output_logits, labels is not None, self.training):
+            logits = self.lm_head(hidden_states)
+            loss = None if labels is None else cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, labels)
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 
 

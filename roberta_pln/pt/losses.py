@@ -1,11 +1,14 @@
 """The losses, one function each; every one is a scalar mean in at least float32."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from roberta_pln import checks
-from roberta_pln.numerics import IGNORE_INDEX
+from roberta_pln.numerics import IGNORE_INDEX, LOGITS_PER_CHUNK
 from roberta_pln.pt.embeddings import readable
 
 
@@ -21,18 +24,141 @@ def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tenso
         InputError: when a label is out of range and its value can be read.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-    labels = labels.flatten()
+    check_labels(name, labels, logits.shape[-1])
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def check_labels(name: str, labels: Tensor, classes: int) -> None:
+    """Refuse labels that are neither in [0, classes) nor -100, if their values can be read."""
     if readable(labels):
         kept = labels[labels != IGNORE_INDEX]
         if kept.numel():
             lowest, highest = torch.aminmax(kept)
-            checks.labels_in_range(name, int(lowest), int(highest), logits.shape[-1], IGNORE_INDEX)
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+            checks.labels_in_range(name, int(lowest), int(highest), classes, IGNORE_INDEX)
 
 
 def causal_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """`cross_entropy` of each token's logits (B, T, V) with the next token's label (B, T)."""
     return cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """For each place the label of the next one, (B, T) -> (B, T); nothing is behind the last."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def labelled_cross_entropy(
+    hidden_states: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], table: Tensor, bias: Tensor
+) -> Tensor:
+    """`cross_entropy` of the logits transform(x) table^T + bias, of which no more than a chunk is ever held.
+
+    Only what has a label is decoded. The gradients of the decoder are computed with the loss, a chunk at a time, and
+    scaled in the backward pass: a second derivative needs the logits, and so does anything but reverse mode.
+
+    Args:
+        hidden_states: (B, T, D).
+        labels: (B, T) integers in [0, V), or -100.
+        transform: what comes before the decoder, (..., D) -> (..., D).
+        table: (V, D).
+        bias: (V,).
+
+    Raises:
+        InputError: as `cross_entropy`.
+    """
+    if torch.compiler.is_compiling():  # not this: how much there is to compute depends on the labels
+        return torch.compiler.disable(labelled_cross_entropy)(hidden_states, labels, transform, table, bias)
+    check_labels("labels", labels, len(table))
+    labelled = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
+    states = transform(hidden_states[labelled])  # (M, D)
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
+        states = states.to(torch.get_autocast_dtype(kind))  # as a linear layer would
+    needed = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, table, bias)]
+    return Decoded.apply(states, labels[labelled], table, bias, needed)[0]
+
+
+class Decoded(torch.autograd.Function):
+    """The mean of what `in_chunks` sums up, which gives the gradients on."""
+
+    @staticmethod
+    def forward(states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, needed: list[bool]) -> tuple:
+        with torch.autocast(states.device.type, enabled=False):
+            total, *gradients = in_chunks(states, labels, table, bias, needed)
+        return total / len(labels), *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        states, labels, table, bias, _ = inputs
+        ctx.count = len(labels)
+        ctx.mark_non_differentiable(*(gradient for gradient in output[1:] if gradient is not None))
+        ctx.set_materialize_grads(False)  # zeros as large as the table for an output that nobody differentiates
+        ctx.save_for_backward(states, table, bias, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        states, table, bias = Scaled.apply(upstream / max(ctx.count, 1), *ctx.saved_tensors)
+        return states, None, table, bias, None
+
+
+class Scaled(torch.autograd.Function):
+    """Gradients times a number. How they depend on what they are the gradients of is not known any more."""
+
+    @staticmethod
+    def forward(scale: Tensor, states: Tensor, table: Tensor, bias: Tensor, *gradients: Tensor | None) -> tuple:
+        return tuple(
+            None if gradient is None else (gradient * scale).to(tensor.dtype)
+            for gradient, tensor in zip(gradients, (states, table, bias), strict=True)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise checks.no_second_derivative()
+
+
+def in_chunks(
+    states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, gradients: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """The sum of -log softmax(states table^T + bias)[label], and its gradients.
+
+    Args:
+        states: (M, D), in the type of the computation.
+        labels: (M,).
+        table: (V, D).
+        bias: (V,).
+        gradients: which gradients are needed; the others are None.
+
+    Returns:
+        The sum, and the gradients of states, table and bias, all in at least float32.
+    """
+    dtype, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
+    decoder, offset = table.to(dtype), bias.to(dtype)
+    total = states.new_zeros((), dtype=wide)
+    of_states, of_table, of_bias = (
+        torch.zeros_like(tensor, dtype=wide) if needed else None
+        for tensor, needed in zip((states, table, bias), gradients, strict=True)
+    )
+    rows = max(1, LOGITS_PER_CHUNK // len(table))
+    for start in range(0, len(states), rows):
+        part, targets = states[start : start + rows], labels[start : start + rows, None]
+        scores = F.linear(part, decoder, offset).to(wide).log_softmax(-1)  # (rows, V)
+        total -= scores.gather(1, targets).sum()
+        if not any(gradients):
+            continue
+        slopes = scores.exp_().scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
+        if of_bias is not None:
+            of_bias += slopes.sum(0)
+        slopes = slopes.to(dtype)
+        if of_states is not None:
+            of_states[start : start + rows] = slopes @ decoder
+        if of_table is not None and dtype == wide:
+            of_table.addmm_(slopes.T, part)  # without a second table for the product
+        elif of_table is not None:
+            of_table += slopes.T @ part
+    return total, of_states, of_table, of_bias
 
 
 def classification(kind: str, logits: Tensor, labels: Tensor) -> Tensor:

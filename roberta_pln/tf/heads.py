@@ -20,7 +20,14 @@ from roberta_pln.tf.activations import gelu
 from roberta_pln.tf.encoder import LayerCache
 from roberta_pln.tf.generation import Generation
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, linear, shape_of
-from roberta_pln.tf.losses import causal_cross_entropy, classification, cross_entropy, span
+from roberta_pln.tf.losses import (
+    causal_cross_entropy,
+    classification,
+    cross_entropy,
+    labelled_cross_entropy,
+    next_labels,
+    span,
+)
 from roberta_pln.tf.model import RobertaPreLayerNormModel
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 
@@ -34,7 +41,10 @@ def base_model(config: RobertaPreLayerNormConfig, shared: Shared, add_pooling_la
 
 
 class LMHead(Module):
-    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder is the word table unless untied."""
+    """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder is the word table unless untied.
+
+    With labels (B, T) it returns their `labelled_cross_entropy` instead.
+    """
 
     def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
         super().__init__(shared)
@@ -44,12 +54,25 @@ class LMHead(Module):
         self.decoder = None if tied else Dense(config.hidden_size, config.vocab_size, shared, bias=False)
         self.bias = self.add_weight((config.vocab_size,), "bias")
 
-    def call(self, hidden_states: tf.Tensor, word_embeddings: tf.Tensor) -> tf.Tensor:
-        hidden_states = self.layer_norm(gelu(self.dense(hidden_states)))
+    def call(
+        self,
+        hidden_states: tf.Tensor,
+        word_embeddings: tf.Tensor,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
+        if labels is not None:
+            table = word_embeddings if self.decoder is None else tf.transpose(self.decoder.kernel)
+            return labelled_cross_entropy(hidden_states, labels, self.transform, table, self.bias, training)
+        hidden_states = self.transform(hidden_states)
         if self.decoder is not None:
             return self.decoder(hidden_states) + tf.cast(self.bias, self.compute_dtype)
         table, bias = (tf.cast(value, self.compute_dtype) for value in (word_embeddings, self.bias))
         return linear(hidden_states, table, bias, transpose=True)
+
+    def transform(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """What comes before the decoder."""
+        return self.layer_norm(gelu(self.dense(hidden_states)))
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
@@ -88,12 +111,15 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         return_dict: bool | None = None,
         labels: tf.Tensor | None = None,
         training: bool = False,
+        output_logits: bool | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
                 With labels there is no cache.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`training=True`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
@@ -114,8 +140,13 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             return_dict=True,
         )
         table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
-        logits = self.lm_head(record.last_hidden_state, table)
-        loss = None if labels is None else self.own_loss(logits, labels)
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if checks.wants_logits(output_logits, labels is not None, training):
+            logits = self.lm_head(hidden_states, table)
+            loss = None if labels is None else self.own_loss(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, table, next_labels(labels))
         output = CausalLMOutput(
             loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
         )
@@ -158,11 +189,14 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         training: bool = False,
         encoder_hidden_states: tf.Tensor | None = None,
         encoder_attention_mask: tf.Tensor | None = None,
+        output_logits: bool | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids to predict, -100 where nothing is.
+            output_logits: whether to return logits; if not given, unless it trains with labels (`training=True`).
+                Without them only what has a label is decoded, and the loss has no second derivative.
 
         Returns:
             A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
@@ -182,8 +216,13 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             return_dict=True,
         )
         table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
-        logits = self.lm_head(record.last_hidden_state, table)
-        loss = None if labels is None else self.own_loss(logits, labels)
+        hidden_states, logits, loss = record.last_hidden_state, None, None
+        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if checks.wants_logits(output_logits, labels is not None, training):
+            logits = self.lm_head(hidden_states, table)
+            loss = None if labels is None else self.own_loss(logits, labels)
+        elif labels is not None:
+            loss = self.lm_head(hidden_states, table, labels)
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 
     def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -391,6 +391,20 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
 
     # ------------------------------------------------------------- Keras' fit, evaluate and predict
 
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One update. A language model returns logits only if `compile` has a loss or metrics that read them."""
+        if self.head not in schema.LM_HEADS:
+            return super().train_step(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        names = list(inspect.signature(self.call).parameters)
+        if not isinstance(x, Mapping):
+            x = dict(zip(names, x, strict=False)) if is_sequence_of_inputs(x) else {names[0]: x}
+        labels = self.labels_of(x, y)
+        alone = self.loss in OWN_LOSS and len(self.metrics) == 1  # the mean of the loss is a metric of every model
+        if alone and labels is not None and sample_weight is None:
+            return super().train_step(({**x, "labels": labels, "output_logits": False}, None, None))
+        return super().train_step(({**x, "output_logits": True}, y, sample_weight))
+
     def compute_loss(
         self,
         x: Any = None,
@@ -408,7 +422,9 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         Raises:
             InputError: when there are no labels, or sample weights for the model's own loss.
         """
-        labels, logits = self.labels_of(x, y), self.logits_of(y_pred)
+        labels = self.labels_of(x, y)
+        computed = y is None and isinstance(y_pred, ModelOutput) and "loss" in y_pred
+        logits = None if computed and self.loss in OWN_LOSS else self.logits_of(y_pred)
         if self.loss not in OWN_LOSS:
             return super().compute_loss(x, labels, logits, sample_weight, training)
         if sample_weight is not None:
@@ -418,12 +434,14 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         if labels is None:
             raise checks.InputError("there are no labels: give them as y, as labels in x, or give compile() a loss")
         # Keras adds up what the replicas of a distributed step return.
-        loss = self.own_loss(logits, labels) / tf.distribute.get_strategy().num_replicas_in_sync
+        loss = y_pred.loss if computed else self.own_loss(logits, labels)
+        loss /= tf.distribute.get_strategy().num_replicas_in_sync
         return tf.add_n([loss, *(self._aggregate_additional_loss(other) for other in self.losses)])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The metrics of `compile`, on the logits."""
-        return super().compute_metrics(x, self.labels_of(x, y), self.logits_of(y_pred), sample_weight)
+        """The metrics of `compile`, on the logits if there are any."""
+        logits = self.logits_of(y_pred) if len(self.metrics) > 1 else None
+        return super().compute_metrics(x, self.labels_of(x, y), logits, sample_weight)
 
     def predict_step(self, data: Any) -> ModelOutput | tuple | dict[str, Any]:
         """The record for one batch; labels are left out.

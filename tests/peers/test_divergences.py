@@ -689,6 +689,21 @@ def test_a_cache_is_never_changed(backend):
 
 
 @every_backend
+@pytest.mark.parametrize("name", ["ForMaskedLM", "causal"])
+def test_training_on_labels_has_no_logits(backend, name):
+    """transformers computes all of them for a loss that needs those of labelled tokens."""
+    head, changes, inputs = HEADS.get(name, (name, {}, {**PADDED, "labels": IDS}))
+    model = ours(backend, head, **changes)
+    found = trained(backend, model, inputs)
+    assert "logits" not in found
+    asked = trained(backend, model, inputs, output_logits=True)
+    same(asked["loss"], found["loss"])
+    same(asked["logits"], run(backend, model, inputs)["logits"])
+    if backend != "flax":
+        assert "logits" in trained(backend, peer(backend, head, **changes), inputs)
+
+
+@every_backend
 def test_labels_come_without_a_cache(backend):
     """transformers' TensorFlow also returns the cache beside a loss; here, as in its PyTorch, there is none."""
     head, changes, inputs = HEADS["causal"]

@@ -132,6 +132,26 @@ def past_key_values(
             shape(f"{name}[{part}]", seen, (batch, heads, length if part < 2 else encoder_tokens, size))
 
 
+_NOT_WITH_SEGMENTS = {
+    "attention_mask": "number the padding 0 in segment_ids",
+    "past_key_values": "a text that goes on needs a row for itself",
+    "encoder_hidden_states": "a text that reads an encoder needs a row for itself",
+}
+
+
+def segments(**others: object) -> None:
+    """Texts that share a row come without what belongs to the whole row; each argument by its name, None if absent."""
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"segment_ids and {name} cannot be given together: {_NOT_WITH_SEGMENTS[name]}")
+
+
+def segment_numbers(lowest: int) -> None:
+    """Segments are numbered from 1, and 0 is padding."""
+    if lowest < 0:
+        raise InputError(f"segment_ids must be at least 0, which is padding, got {lowest}: number the texts from 1")
+
+
 def sequence_length(tokens: int | None, past: int, config: RobertaPreLayerNormConfig, automatic: bool) -> None:
     """A sequence fits the position table.
 
@@ -139,7 +159,7 @@ def sequence_length(tokens: int | None, past: int, config: RobertaPreLayerNormCo
         tokens: tokens of this call, None when a traced graph leaves it open.
         past: tokens in the cache.
         config: the model's config.
-        automatic: whether the model numbers the positions itself; explicit ones are checked by value.
+        automatic: whether the model numbers the positions of whole rows; others are checked by value.
     """
     if tokens is None:
         return

@@ -44,6 +44,13 @@ def test_the_sample_for_your_own_tests():
     run(sample)
 
 
+def test_the_sample_of_packed_texts():
+    (sample,) = [sample for sample in SAMPLES if "pack_sequences" in sample]
+    *lines, fill = run(sample).splitlines()
+    assert [line.partition(" (")[0] for line in lines] == re.findall(r'"([^"]+[.])"', sample)
+    assert 50 < int(fill.partition("%")[0]) <= 100
+
+
 def test_the_sample_that_continues_a_text():
     (sample,) = [sample for sample in SAMPLES if "generate" in sample]
     lines = run(sample).splitlines()

@@ -19,6 +19,7 @@ SPELLED_PT = {"call": "forward", "__call__": "forward", "setup": "__init__"}
 
 EXTRA = {
     "pt": {
+        "is_alone",  # hooks, and layers that are replaced, are PyTorch's
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only

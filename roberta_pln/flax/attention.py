@@ -156,7 +156,13 @@ def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def attention_bias(
-    mask: Array | None, queries: int, keys: int, causal: bool, dtype: DTypeLike, tokens: int | Array | None = None
+    mask: Array | None,
+    queries: int,
+    keys: int,
+    causal: bool,
+    dtype: DTypeLike,
+    tokens: int | Array | None = None,
+    segments: Array | None = None,
 ) -> Array | None:
     """What is added to the scores: 0 where a query sees a key, finfo.min where it does not, -inf where none is yet.
 
@@ -166,6 +172,7 @@ def attention_bias(
         causal: whether a (B, S) mask, or none, also hides the keys behind each query.
         dtype: the dtype of the scores.
         tokens: how many keys are there, all if not given; they are the first ones.
+        segments: (B, T) in place of a mask; a query sees the keys of its own segment.
 
     Returns:
         An array of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
@@ -174,6 +181,8 @@ def attention_bias(
     if mask is not None:
         keep = mask.astype(jnp.int32) > 0
         keep = keep[:, None, None] if mask.ndim == 2 else keep[:, None] if mask.ndim == 3 else keep
+    if segments is not None:
+        keep = (segments[:, :, None] == segments[:, None, :])[:, None]  # (B, 1, T, T)
     tokens = keys if tokens is None else tokens
     positions = jnp.arange(keys, dtype=jnp.int32)
     if causal and (mask is None or mask.ndim == 2):

@@ -31,6 +31,7 @@ class Embeddings(Block):
         inputs_embeds: Array | None,
         past_length: int | Array,
         deterministic: bool,
+        segment_ids: Array | None = None,
     ) -> Array:
         config = self.config
         if self.is_initializing():  # Linen makes a table when it is read; a model has both whatever this call reads
@@ -45,7 +46,9 @@ class Embeddings(Block):
             "token_type_ids", self.token_type_embeddings, token_type_ids, "type_vocab_size"
         )
         if config.position_embedding_type == "absolute":
-            if position_ids is None and input_ids is not None:
+            if position_ids is None and segment_ids is not None:
+                position_ids = segment_position_ids(input_ids, segment_ids, config.pad_token_id)
+            elif position_ids is None and input_ids is not None:
                 position_ids = position_ids_of(input_ids, config.pad_token_id, past_length)
             elif position_ids is None:
                 position_ids = sequential_position_ids(shape[1], config.pad_token_id, past_length)
@@ -81,3 +84,21 @@ def position_ids_of(input_ids: Array, pad_token_id: int, past_length: int | Arra
 def sequential_position_ids(length: int, pad_token_id: int, past_length: int | Array) -> Array:
     """Positions for embeddings, whose padding cannot be seen: `pad_token_id + 1 + past_length` onwards, (1, T)."""
     return (pad_token_id + 1 + past_length + jnp.arange(length, dtype=jnp.int32))[None]
+
+
+def segment_position_ids(input_ids: Array | None, segment_ids: Array, pad_token_id: int) -> Array:
+    """As `position_ids_of`, counted anew in every segment.
+
+    Args:
+        input_ids: (B, T) token ids; without them, in front of embeddings, nothing in a segment is padding.
+        segment_ids: (B, T); segment 0 is padding.
+        pad_token_id: id of the padding token.
+
+    Returns:
+        (B, T) position ids.
+    """
+    tokens = segment_ids > 0
+    if input_ids is not None:
+        tokens = tokens & (input_ids != pad_token_id)
+    counted = (segment_ids[:, :, None] == segment_ids[:, None, :]) & tokens[:, None, :]  # (B, T, T)
+    return jnp.tril(counted).sum(axis=-1, dtype=jnp.int32) * tokens.astype(jnp.int32) + pad_token_id

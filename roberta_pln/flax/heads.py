@@ -18,6 +18,7 @@ from roberta_pln.flax.losses import (
     classification,
     cross_entropy,
     labelled_cross_entropy,
+    labels_within,
     next_labels,
     span,
 )
@@ -96,12 +97,13 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
         return_dict: bool | None = None,
         deterministic: bool = True,
         output_logits: bool | None = None,
+        segment_ids: Array | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
-                With labels there is no cache.
+                With labels there is no cache. Nothing predicts the first token of a segment, nor padding.
             output_logits: whether to return logits; if not given, unless it trains with labels (`deterministic=False`).
                 Without them only what has a label is decoded, and the loss has no second derivative.
 
@@ -123,10 +125,13 @@ class RobertaPreLayerNormForCausalLMModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
+            segment_ids=segment_ids,
         )
         word_embeddings = self.roberta_prelayernorm.embeddings.word_embeddings.embedding
         hidden_states, logits, loss = record.last_hidden_state, None, None
         labels = self.ids("labels", labels, hidden_states.shape[:-1])
+        if labels is not None and segment_ids is not None:
+            labels = labels_within(labels, self.ids("segment_ids", segment_ids))
         if checks.wants_logits(output_logits, labels is not None, not deterministic):
             logits = self.lm_head(hidden_states, word_embeddings)
             loss = None if labels is None else causal_cross_entropy(logits, labels)
@@ -165,6 +170,7 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         labels: Array | None = None,
         use_cache: bool | None = None,
         output_logits: bool | None = None,
+        segment_ids: Array | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormForCausalLMModule`, and those of
         `RobertaPreLayerNormModel` about parameters and dropout.
@@ -188,6 +194,7 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             output_hidden_states,
             return_dict,
             output_logits=output_logits,
+            segment_ids=segment_ids,
         )
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
@@ -222,6 +229,7 @@ class RobertaPreLayerNormForMaskedLMModule(PreTrainedModule):
         return_dict: bool | None = None,
         deterministic: bool = True,
         output_logits: bool | None = None,
+        segment_ids: Array | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, and
 
@@ -247,6 +255,7 @@ class RobertaPreLayerNormForMaskedLMModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
+            segment_ids=segment_ids,
         )
         word_embeddings = self.roberta_prelayernorm.embeddings.word_embeddings.embedding
         hidden_states, logits, loss = record.last_hidden_state, None, None
@@ -284,6 +293,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         inputs_embeds: Array | None = None,
         labels: Array | None = None,
         output_logits: bool | None = None,
+        segment_ids: Array | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormForMaskedLMModule`, and those of
         `RobertaPreLayerNormModel` about parameters and dropout.
@@ -305,6 +315,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
             return_dict,
             output_logits=output_logits,
+            segment_ids=segment_ids,
         )
 
 
@@ -572,6 +583,7 @@ class RobertaPreLayerNormForTokenClassificationModule(PreTrainedModule):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         deterministic: bool = True,
+        segment_ids: Array | None = None,
     ) -> TokenClassifierOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, and
 
@@ -593,6 +605,7 @@ class RobertaPreLayerNormForTokenClassificationModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
+            segment_ids=segment_ids,
         )
         logits = self.classifier(self.dropout(record.last_hidden_state, deterministic))
         labels = self.ids("labels", labels, logits.shape[:-1])
@@ -622,6 +635,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
         *,
         inputs_embeds: Array | None = None,
         labels: Array | None = None,
+        segment_ids: Array | None = None,
     ) -> TokenClassifierOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormForTokenClassificationModule`, and those of
         `RobertaPreLayerNormModel` about parameters and dropout.
@@ -640,6 +654,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
             output_attentions,
             output_hidden_states,
             return_dict,
+            segment_ids=segment_ids,
         )
 
 

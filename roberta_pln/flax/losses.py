@@ -55,6 +55,12 @@ def next_labels(labels: Array) -> Array:
     return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
 
 
+def labels_within(labels: Array, segment_ids: Array) -> Array:
+    """Labels (B, T) less those of padding and of first tokens, which the segment before does not predict."""
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where((segment_ids == before) & (segment_ids > 0), labels, IGNORE_INDEX)
+
+
 def labelled_cross_entropy(
     hidden_states: Array, labels: Array, transform: Callable[[Array], Array], table: Array, bias: Array
 ) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -14,7 +15,7 @@ from roberta_pln.flax.attention import attention_bias, softmax_dtype
 from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.embeddings import Embeddings
 from roberta_pln.flax.encoder import Encoder
-from roberta_pln.flax.layers import Block
+from roberta_pln.flax.layers import Block, readable
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
 from roberta_pln.outputs import BaseModelOutput
 
@@ -63,6 +64,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         deterministic: bool = True,
+        segment_ids: Array | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -82,6 +84,11 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             use_cache: whether a decoder returns its cache; the config's value if not given.
             output_attentions, output_hidden_states, return_dict: the config's values if not given.
             deterministic: `False` applies dropout, which draws from the `dropout` key of `rngs`.
+            segment_ids: (B, T), for several texts in each row, see `data.packing`: 1, 2, ... at the tokens of one after
+                the other, and 0 at padding. A token sees its own segment alone. Positions that are not given are
+                counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
+                are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
+                `encoder_hidden_states` are refused.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values. A row with an id that is out of
@@ -98,6 +105,13 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         checks.switches(
             use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
+        if segment_ids is not None:
+            checks.segments(
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+            use_cache = False
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -116,16 +130,17 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             checks.shape("encoder_hidden_states", encoder_hidden_states.shape, (batch, None, config.hidden_size))
         past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
         known = past_length if isinstance(past_length, int) else 0  # what a traced cache holds shows as NaN only
-        checks.sequence_length(queries, known, config, automatic=position_ids is None)
+        checks.sequence_length(queries, known, config, automatic=position_ids is None and segment_ids is None)
         keys = cache.keys(past_key_values, past_length, queries)
+        segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
 
         hidden_states = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, past_length, deterministic
+            input_ids, token_type_ids, position_ids, inputs_embeds, past_length, deterministic, segment_ids
         )
         tokens = past_length + queries
-        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder, tokens)
+        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder, tokens, segment_ids)
         encoder_bias = None
         if encoder_hidden_states is None and config.add_cross_attention and self.is_initializing():
             encoder_hidden_states = hidden_states  # Linen makes a layer when it is called; a model has all of them
@@ -148,7 +163,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         if record.past_key_values is not None and isinstance(past_key_values, Mapping):
             record.past_key_values = cache.pack(record.past_key_values, past_key_values)
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
-        if self.pooler is not None:
+        if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
 
@@ -165,6 +180,13 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
         return cache.length(past_key_values[0][0]) if past_key_values else 0
 
+    def segments(self, segment_ids: Array | None, batch: int, queries: int) -> Array | None:
+        """Check the numbers of the texts."""
+        segment_ids = self.ids("segment_ids", segment_ids, (batch, queries))
+        if segment_ids is not None and segment_ids.size and readable(segment_ids):
+            checks.segment_numbers(int(np.asarray(segment_ids).min()))
+        return segment_ids
+
     def bias(
         self,
         name: str,
@@ -173,13 +195,14 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         keys: int,
         causal: bool,
         tokens: int | Array | None = None,
+        segments: Array | None = None,
     ) -> Array | None:
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
         batch, queries = hidden_states.shape[:2]
         mask = self.tensor(mask)
         if mask is not None:
             checks.attention_mask(name, mask.shape, batch, queries, keys, self.config.num_attention_heads)
-        return attention_bias(mask, queries, keys, causal, softmax_dtype(hidden_states.dtype), tokens)
+        return attention_bias(mask, queries, keys, causal, softmax_dtype(hidden_states.dtype), tokens, segments)
 
     def head_masks(self, head_mask: Array | None) -> Array | None:
         """Check a head mask and give every layer its row, (H,) or (N, H) -> (N, H)."""
@@ -243,6 +266,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         *,
         inputs_embeds: Array | None = None,
         use_cache: bool | None = None,
+        segment_ids: Array | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, in transformers' order, and
 
@@ -268,6 +292,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_attentions,
             output_hidden_states,
             return_dict,
+            segment_ids=segment_ids,
         )
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:

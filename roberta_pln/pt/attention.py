@@ -161,7 +161,13 @@ def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def attention_bias(
-    mask: Tensor | None, queries: int, keys: int, causal: bool, dtype: torch.dtype, device: torch.device
+    mask: Tensor | None,
+    queries: int,
+    keys: int,
+    causal: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    segments: Tensor | None = None,
 ) -> Tensor | None:
     """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
 
@@ -171,6 +177,7 @@ def attention_bias(
         causal: whether a (B, S) mask, or none, also hides the keys behind each query.
         dtype: the dtype of the scores.
         device: where to build a causal pattern.
+        segments: (B, T) in place of a mask; a query sees the keys of its own segment.
 
     Returns:
         A tensor of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
@@ -179,6 +186,8 @@ def attention_bias(
     if mask is not None:
         keep = mask.long() > 0
         keep = keep[:, None, None] if mask.ndim == 2 else keep[:, None] if mask.ndim == 3 else keep
+    if segments is not None:
+        keep = (segments[:, :, None] == segments[:, None, :])[:, None]  # (B, 1, T, T)
     if causal and (mask is None or mask.ndim == 2):
         seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         keep = seen if keep is None else keep & seen

@@ -14,13 +14,14 @@ from roberta_pln.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from roberta_pln.pt.encoder import LayerCache
+from roberta_pln.pt.encoder import LayerCache, is_alone
 from roberta_pln.pt.generation import Generation
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,
     cross_entropy,
     labelled_cross_entropy,
+    labels_within,
     next_labels,
     span,
 )
@@ -44,8 +45,7 @@ class LMHead(nn.Module):
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
             return self.decoder(self.transform(hidden_states))
-        plain = type(self.decoder) is nn.Linear and not (self.decoder._forward_hooks or self.decoder._forward_pre_hooks)
-        if not plain:  # what was put in its place, or hooks in its way, may compute more than a product
+        if not is_alone(self.decoder):  # what is there in its place, or a hook, may compute more than a product
             return cross_entropy(self.decoder(self.transform(hidden_states)), labels)
         return labelled_cross_entropy(hidden_states, labels, self.transform, self.decoder.weight, self.decoder.bias)
 
@@ -85,12 +85,13 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         output_logits: bool | None = None,
+        segment_ids: Tensor | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
-                With labels there is no cache.
+                With labels there is no cache. Nothing predicts the first token of a segment, nor padding.
             output_logits: whether to return logits; if not given, unless it trains with labels (`model.train()`).
                 Without them only what has a label is decoded, and the loss has no second derivative.
 
@@ -111,9 +112,12 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         hidden_states, logits, loss = record.last_hidden_state, None, None
         labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if labels is not None and segment_ids is not None:
+            labels = labels_within(labels, self.ids("segment_ids", segment_ids))
         if checks.wants_logits(output_logits, labels is not None, self.training):
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else causal_cross_entropy(logits, labels)
@@ -151,6 +155,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         output_logits: bool | None = None,
+        segment_ids: Tensor | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
@@ -175,6 +180,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         hidden_states, logits, loss = record.last_hidden_state, None, None
         labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
@@ -359,6 +365,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        segment_ids: Tensor | None = None,
     ) -> TokenClassifierOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
@@ -379,6 +386,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         logits = self.classifier(self.dropout(record.last_hidden_state))
         labels = self.ids("labels", labels, tuple(logits.shape[:-1]))

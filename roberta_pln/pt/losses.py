@@ -47,6 +47,12 @@ def next_labels(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
+def labels_within(labels: Tensor, segment_ids: Tensor) -> Tensor:
+    """Labels (B, T) less those of padding and of first tokens, which the segment before does not predict."""
+    before = F.pad(segment_ids[:, :-1], (1, 0))
+    return torch.where((segment_ids == before) & (segment_ids > 0), labels, IGNORE_INDEX)
+
+
 def labelled_cross_entropy(
     hidden_states: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], table: Tensor, bias: Tensor
 ) -> Tensor:

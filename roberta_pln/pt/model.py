@@ -7,7 +7,7 @@ from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.attention import attention_bias, softmax_dtype
-from roberta_pln.pt.embeddings import Embeddings
+from roberta_pln.pt.embeddings import Embeddings, readable
 from roberta_pln.pt.encoder import Encoder, LayerCache
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
@@ -56,6 +56,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        segment_ids: Tensor | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -73,6 +74,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             past_key_values: a decoder's cache from an earlier call, N items.
             use_cache: whether a decoder returns its cache; the config's value if not given.
             output_attentions, output_hidden_states, return_dict: the config's values if not given.
+            segment_ids: (B, T), for several texts in each row, see `data.packing`: 1, 2, ... at the tokens of one after
+                the other, and 0 at padding. A token sees its own segment alone. Positions that are not given are
+                counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
+                are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
+                `encoder_hidden_states` are refused.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -87,6 +93,13 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         checks.switches(
             use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
+        if segment_ids is not None:
+            checks.segments(
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+            use_cache = False
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -104,12 +117,16 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             checks.encoder_states(config)
             checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
         past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
-        checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
+        checks.sequence_length(queries, past_length, config, automatic=position_ids is None and segment_ids is None)
+        segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
 
-        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past_length)
-        bias = self.bias("attention_mask", attention_mask, hidden_states, past_length + queries, config.is_decoder)
+        hidden_states = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, past_length, segment_ids
+        )
+        keys = past_length + queries
+        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder, segment_ids)
         encoder_bias = None
         if encoder_hidden_states is not None:
             encoder_bias = self.bias(
@@ -127,7 +144,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
-        if self.pooler is not None:
+        if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
 
@@ -141,14 +158,29 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
         return past_key_values[0][0].shape[2] if past_key_values else 0
 
-    def bias(self, name: str, mask: Tensor | None, hidden_states: Tensor, keys: int, causal: bool) -> Tensor | None:
+    def segments(self, segment_ids: Tensor | None, batch: int, queries: int) -> Tensor | None:
+        """Check the numbers of the texts."""
+        segment_ids = self.ids("segment_ids", segment_ids, (batch, queries))
+        if segment_ids is not None and segment_ids.numel() and readable(segment_ids):
+            checks.segment_numbers(int(segment_ids.min()))
+        return segment_ids
+
+    def bias(
+        self,
+        name: str,
+        mask: Tensor | None,
+        hidden_states: Tensor,
+        keys: int,
+        causal: bool,
+        segments: Tensor | None = None,
+    ) -> Tensor | None:
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
         batch, queries = hidden_states.shape[:2]
         mask = self.tensor(mask)
         if mask is not None:
             checks.attention_mask(name, tuple(mask.shape), batch, queries, keys, self.config.num_attention_heads)
         dtype = softmax_dtype(hidden_states.dtype)
-        return attention_bias(mask, queries, keys, causal, dtype, hidden_states.device)
+        return attention_bias(mask, queries, keys, causal, dtype, hidden_states.device, segments)
 
     def head_masks(self, head_mask: Tensor | None) -> Tensor | None:
         """Check a head mask and give every layer its row, (H,) or (N, H) -> (N, H)."""

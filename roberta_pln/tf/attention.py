@@ -163,7 +163,12 @@ def softmax_dtype(dtype: tf.DType) -> tf.DType:
 
 
 def attention_bias(
-    mask: tf.Tensor | None, queries: int | tf.Tensor, keys: int | tf.Tensor, causal: bool, dtype: tf.DType
+    mask: tf.Tensor | None,
+    queries: int | tf.Tensor,
+    keys: int | tf.Tensor,
+    causal: bool,
+    dtype: tf.DType,
+    segments: tf.Tensor | None = None,
 ) -> tf.Tensor | None:
     """What is added to the scores: 0 where a query sees a key, finfo.min where it does not.
 
@@ -172,6 +177,7 @@ def attention_bias(
         queries, keys: T and S; the queries are the last of the keys.
         causal: whether a (B, S) mask, or none, also hides the keys behind each query.
         dtype: the dtype of the scores.
+        segments: (B, T) in place of a mask; a query sees the keys of its own segment.
 
     Returns:
         A tensor of four axes that broadcasts to (B, H, T, S), or None when every query sees every key.
@@ -180,6 +186,8 @@ def attention_bias(
     if mask is not None:
         keep = tf.cast(mask, tf.int64) > 0
         keep = keep[:, None, None] if len(mask.shape) == 2 else keep[:, None] if len(mask.shape) == 3 else keep
+    if segments is not None:
+        keep = (segments[:, :, None] == segments[:, None, :])[:, None]  # (B, 1, T, T)
     if causal and (mask is None or len(mask.shape) == 2):
         seen = (tf.range(keys)[None, :] <= tf.range(keys - queries, keys)[:, None])[None, None]  # (1, 1, T, S)
         keep = seen if keep is None else keep & seen

@@ -30,6 +30,7 @@ class Embeddings(Module):
         position_ids: tf.Tensor | None,
         inputs_embeds: tf.Tensor | None,
         past_length: int | tf.Tensor,
+        segment_ids: tf.Tensor | None = None,
     ) -> tf.Tensor:
         config = self.config
         if inputs_embeds is None:
@@ -41,7 +42,9 @@ class Embeddings(Module):
             "token_type_ids", self.token_type_embeddings, token_type_ids, "type_vocab_size"
         )
         if config.position_embedding_type == "absolute":
-            if position_ids is None and input_ids is not None:
+            if position_ids is None and segment_ids is not None:
+                position_ids = segment_position_ids(input_ids, segment_ids, config.pad_token_id)
+            elif position_ids is None and input_ids is not None:
                 position_ids = position_ids_of(input_ids, config.pad_token_id, past_length)
             elif position_ids is None:
                 position_ids = sequential_position_ids(shape[1], config.pad_token_id, past_length)
@@ -78,3 +81,22 @@ def sequential_position_ids(length: int | tf.Tensor, pad_token_id: int, past_len
     """Positions for embeddings, whose padding cannot be seen: `pad_token_id + 1 + past_length` onwards, (1, T)."""
     first = pad_token_id + 1 + past_length
     return tf.cast(tf.range(first, first + length), tf.int64)[None]
+
+
+def segment_position_ids(input_ids: tf.Tensor | None, segment_ids: tf.Tensor, pad_token_id: int) -> tf.Tensor:
+    """As `position_ids_of`, counted anew in every segment.
+
+    Args:
+        input_ids: (B, T) token ids; without them, in front of embeddings, nothing in a segment is padding.
+        segment_ids: (B, T); segment 0 is padding.
+        pad_token_id: id of the padding token.
+
+    Returns:
+        (B, T) position ids.
+    """
+    tokens = segment_ids > 0
+    if input_ids is not None:
+        tokens = tokens & (input_ids != pad_token_id)
+    counted = (segment_ids[:, :, None] == segment_ids[:, None, :]) & tokens[:, None, :]  # (B, T, T)
+    counts = tf.reduce_sum(tf.linalg.band_part(tf.cast(counted, tf.int32), -1, 0), axis=-1)
+    return tf.cast(tf.where(tokens, counts, 0) + pad_token_id, tf.int64)

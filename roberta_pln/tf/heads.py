@@ -25,6 +25,7 @@ from roberta_pln.tf.losses import (
     classification,
     cross_entropy,
     labelled_cross_entropy,
+    labels_within,
     next_labels,
     span,
 )
@@ -112,12 +113,13 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         labels: tf.Tensor | None = None,
         training: bool = False,
         output_logits: bool | None = None,
+        segment_ids: tf.Tensor | None = None,
     ) -> CausalLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
         Args:
             labels: (B, T) token ids, -100 where nothing is predicted; those at t + 1 are what the logits at t predict.
-                With labels there is no cache.
+                With labels there is no cache. Nothing predicts the first token of a segment, nor padding.
             output_logits: whether to return logits; if not given, unless it trains with labels (`training=True`).
                 Without them only what has a label is decoded, and the loss has no second derivative.
 
@@ -138,10 +140,13 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
         hidden_states, logits, loss = record.last_hidden_state, None, None
         labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if labels is not None and segment_ids is not None:
+            labels = labels_within(labels, self.ids("segment_ids", segment_ids))
         if checks.wants_logits(output_logits, labels is not None, training):
             logits = self.lm_head(hidden_states, table)
             loss = None if labels is None else self.own_loss(logits, labels)
@@ -152,9 +157,12 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         )
         return self.returned(output, return_dict)
 
-    def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def own_loss(self, logits: tf.Tensor, labels: tf.Tensor, segment_ids: tf.Tensor | None = None) -> tf.Tensor:
         """The loss that `fit` uses unless `compile` was given another."""
-        return causal_cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
+        labels = self.ids("labels", labels, tuple(logits.shape[:-1]))
+        if segment_ids is not None:
+            labels = labels_within(labels, self.ids("segment_ids", segment_ids))
+        return causal_cross_entropy(logits, labels)
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
@@ -190,6 +198,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         encoder_hidden_states: tf.Tensor | None = None,
         encoder_attention_mask: tf.Tensor | None = None,
         output_logits: bool | None = None,
+        segment_ids: tf.Tensor | None = None,
     ) -> MaskedLMOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
@@ -214,6 +223,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
         hidden_states, logits, loss = record.last_hidden_state, None, None
@@ -430,6 +440,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
         return_dict: bool | None = None,
         labels: tf.Tensor | None = None,
         training: bool = False,
+        segment_ids: tf.Tensor | None = None,
     ) -> TokenClassifierOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModel`, and
 
@@ -450,6 +461,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            segment_ids=segment_ids,
         )
         logits = self.classifier(self.dropout(record.last_hidden_state))
         loss = None if labels is None else self.own_loss(logits, labels)

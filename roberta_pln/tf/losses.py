@@ -48,6 +48,12 @@ def next_labels(labels: tf.Tensor) -> tf.Tensor:
     return tf.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
 
 
+def labels_within(labels: tf.Tensor, segment_ids: tf.Tensor) -> tf.Tensor:
+    """Labels (B, T) less those of padding and of first tokens, which the segment before does not predict."""
+    before = tf.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    return tf.where((segment_ids == before) & (segment_ids > 0), labels, IGNORE_INDEX)
+
+
 def labelled_cross_entropy(
     hidden_states: tf.Tensor,
     labels: tf.Tensor,

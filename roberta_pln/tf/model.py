@@ -63,6 +63,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool = False,
+        segment_ids: tf.Tensor | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -81,6 +82,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache: whether a decoder returns its cache; the config's value if not given.
             output_attentions, output_hidden_states, return_dict: the config's values if not given.
             training: whether dropout is on; Keras hands it to every layer.
+            segment_ids: (B, T), for several texts in each row, see `data.packing`: 1, 2, ... at the tokens of one after
+                the other, and 0 at padding. A token sees its own segment alone. Positions that are not given are
+                counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
+                are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
+                `encoder_hidden_states` are refused.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -96,6 +102,13 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         checks.switches(
             use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
+        if segment_ids is not None:
+            checks.segments(
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+            use_cache = False
         if not config.is_decoder:
             past_key_values = encoder_hidden_states = None
 
@@ -112,13 +125,16 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             checks.shape("encoder_hidden_states", tuple(encoder_hidden_states.shape), (batch, None, config.hidden_size))
         past_length = self.past_length(past_key_values, batch, encoder_hidden_states)
         if isinstance(past_length, int):  # a graph of open length gives NaN instead
-            checks.sequence_length(queries, past_length, config, automatic=position_ids is None)
+            checks.sequence_length(queries, past_length, config, automatic=position_ids is None and segment_ids is None)
+        segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
 
-        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length)
+        hidden_states = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length, segment_ids=segment_ids
+        )
         keys = past_length + shape_of(hidden_states)[1]
-        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder)
+        bias = self.bias("attention_mask", attention_mask, hidden_states, keys, config.is_decoder, segment_ids)
         encoder_bias = None
         if encoder_hidden_states is not None:
             encoder_keys = shape_of(encoder_hidden_states)[1]
@@ -137,7 +153,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
-        if self.pooler is not None:
+        if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
 
@@ -151,8 +167,21 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         checks.past_key_values(past_key_values, batch, encoder_tokens, self.config)
         return cache.length(past_key_values[0][0]) if past_key_values else 0
 
+    def segments(self, segment_ids: tf.Tensor | None, batch: int | None, queries: int | None) -> tf.Tensor | None:
+        """Check the numbers of the texts."""
+        segment_ids = self.ids("segment_ids", segment_ids, (batch, queries))
+        if segment_ids is not None and tf.executing_eagerly() and tf.size(segment_ids) > 0:
+            checks.segment_numbers(int(tf.reduce_min(segment_ids)))
+        return segment_ids
+
     def bias(
-        self, name: str, mask: tf.Tensor | None, hidden_states: tf.Tensor, keys: int | tf.Tensor, causal: bool
+        self,
+        name: str,
+        mask: tf.Tensor | None,
+        hidden_states: tf.Tensor,
+        keys: int | tf.Tensor,
+        causal: bool,
+        segments: tf.Tensor | None = None,
     ) -> tf.Tensor | None:
         """Check a mask and turn it into what is added to the scores; see `attention_bias`."""
         if mask is not None:
@@ -160,7 +189,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             known_keys = keys if isinstance(keys, int) else None
             checks.attention_mask(name, tuple(mask.shape), batch, queries, known_keys, self.config.num_attention_heads)
         dtype = softmax_dtype(hidden_states.dtype)
-        return attention_bias(mask, shape_of(hidden_states)[1], keys, causal, dtype)
+        return attention_bias(mask, shape_of(hidden_states)[1], keys, causal, dtype, segments)
 
     def head_masks(self, head_mask: tf.Tensor | None) -> tf.Tensor | None:
         """Check a head mask and give every layer its row, (H,) or (N, H) -> (N, H)."""

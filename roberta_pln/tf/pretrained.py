@@ -396,9 +396,7 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         if self.head not in schema.LM_HEADS:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        names = list(inspect.signature(self.call).parameters)
-        if not isinstance(x, Mapping):
-            x = dict(zip(names, x, strict=False)) if is_sequence_of_inputs(x) else {names[0]: x}
+        x = self.named(x)
         labels = self.labels_of(x, y)
         alone = self.loss in OWN_LOSS and len(self.metrics) == 1  # the mean of the loss is a metric of every model
         if alone and labels is not None and sample_weight is None:
@@ -433,8 +431,9 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
             )
         if labels is None:
             raise checks.InputError("there are no labels: give them as y, as labels in x, or give compile() a loss")
+        segments = {"segment_ids": self.named(x).get("segment_ids")} if self.head == "ForCausalLM" else {}
         # Keras adds up what the replicas of a distributed step return.
-        loss = y_pred.loss if computed else self.own_loss(logits, labels)
+        loss = y_pred.loss if computed else self.own_loss(logits, labels, **segments)
         loss /= tf.distribute.get_strategy().num_replicas_in_sync
         return tf.add_n([loss, *(self._aggregate_additional_loss(other) for other in self.losses)])
 
@@ -454,6 +453,13 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         record = self(x, training=False)
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         return dict(record.items()) if several and isinstance(record, ModelOutput) else record
+
+    def named(self, x: Any) -> Mapping[str, Any]:
+        """The inputs of one batch of `fit` by name."""
+        if isinstance(x, Mapping):
+            return x
+        names = list(inspect.signature(self.call).parameters)
+        return dict(zip(names, x, strict=False)) if is_sequence_of_inputs(x) else {names[0]: x}
 
     def labels_of(self, x: Any, y: Any) -> Any:
         """The labels of one batch of `fit`: one tensor, or a tuple where the head has several; None without any."""

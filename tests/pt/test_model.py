@@ -143,3 +143,18 @@ def test_numpy_stays_writable():
     """Loading copies: training must not write into a memory-mapped file."""
     model = masked_lm()
     assert all(np.asarray(value.detach()).flags.writeable for value in model.parameters())
+
+
+def test_hooks_see_what_comes_before_the_activation():
+    """Without gradients the activation is computed in place, but not where somebody else holds the tensor."""
+    model, ids = RobertaPreLayerNormModel(tiny_config(initializer_range=1.0)).eval(), IDS
+    layer, seen = model.encoder.layer[0].intermediate, []
+    with torch.no_grad():
+        plain = model(ids).last_hidden_state
+        for register in (layer.dense.register_forward_hook, torch.nn.modules.module.register_module_forward_hook):
+            handle = register(lambda module, given, result: seen.append(result) if module is layer.dense else None)
+            assert torch.equal(model(ids).last_hidden_state, plain)
+            handle.remove()
+    assert (seen[0] < -0.2).any()  # which gelu never is
+    assert torch.equal(*seen)
+    torch.testing.assert_close(model(ids).last_hidden_state, plain)

@@ -8,7 +8,7 @@ keras = pytest.importorskip("keras")
 
 from roberta_pln.checks import InputError
 from roberta_pln.outputs import MaskedLMOutput
-from roberta_pln.tf import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from roberta_pln.tf import RobertaPreLayerNormForCausalLM, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
 from tests.contract import INPUTS, random_ids, tiny_config, with_labels
 
 INPUT = INPUTS["right padding"]
@@ -44,6 +44,22 @@ def test_the_models_own_loss(data):
     losses = fit(model, *DATA[data], epochs=5)["loss"]
     assert losses[0] == pytest.approx(float(expected), rel=1e-6)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_segments_of_a_causal_model():
+    """Labels beside the inputs are left out where the text before would predict them, as in a call."""
+    config = tiny_config(num_hidden_layers=1, is_decoder=True)
+    ids, segments = random_ids(), np.repeat([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]], 3, axis=0)
+    given = {"input_ids": ids, "segment_ids": segments}
+    fresh = RobertaPreLayerNormForCausalLM(config, seed=0)
+    expected = fresh(**given, labels=ids).loss
+    assert float(fresh.own_loss(fresh(**given).logits, tf.constant(ids))) != pytest.approx(float(expected), rel=1e-3)
+    for options in ({}, {"metrics": ["accuracy"]}):
+        model = compiled(RobertaPreLayerNormForCausalLM(config, seed=0), **options)
+        for data in ((given, ids), ({**given, "labels": ids},)):
+            found = model.evaluate(*data, verbose=0, return_dict=True)["loss"]
+            assert found == pytest.approx(float(expected), rel=1e-6)  # float32
+        assert fit(model, given, ids)["loss"][0] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_positional_inputs():

@@ -14,6 +14,7 @@ Pick a backend by its import path: `roberta_pln.pt`, `roberta_pln.tf` or `robert
 | When do a checkpoint and a model fit? | `loading.py` |
 | What do keywords of transformers mean here? | `keywords.py` |
 | How does a model get more tokens, or fewer heads? | `surgery.py` |
+| Which of several ways does a call take? | `paths.py` |
 | How does text become ids? | `tokenizer.py` |
 | How does a decoder continue a text? | `generation.py` |
 | Do two backends compute the same? | `parity.py` |

@@ -70,6 +70,7 @@ COMMON = {
         "RobertaPreLayerNormPreTrainedModel.resize_token_embeddings",
         "RobertaPreLayerNormPreTrainedModel.prune_heads",
         "RobertaPreLayerNormPreTrainedModel.reshape",
+        "RobertaPreLayerNormPreTrainedModel.path",
     ],
 }
 """Files that meet the framework head on; these names come in this order, with others between them."""

@@ -14,12 +14,13 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
-from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, paths, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.flax import records, sharding, weights  # noqa: F401  records registers itself
 from roberta_pln.flax.layers import Block
 from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
+from roberta_pln.paths import Path
 
 NATIVE_FORMAT = "msgpack"
 """What `save_pretrained(safe_serialization=False)` writes."""
@@ -469,6 +470,18 @@ class RobertaPreLayerNormPreTrainedModel:
         return changed
 
     # ------------------------------------------------------------- calls
+
+    def path(self, **inputs: Any) -> Path:
+        """Which way a call with these arguments would take, without computing it; see `paths`."""
+        return paths.describe(
+            self.head,
+            inputs,
+            fused=False,
+            training=inputs.get("train", False),
+            dtype=self.dtype.name,
+            parameters=self.param_dtype.name,
+            compiled=isinstance(jnp.zeros(()), jax.core.Tracer),
+        )
 
     def apply(
         self, params: Params | None, dropout_rng: Array | None, train: bool, *arguments: Any, **options: Any

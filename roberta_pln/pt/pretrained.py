@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, paths, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
+from roberta_pln.paths import Path
 from roberta_pln.pt import records, weights  # noqa: F401  records registers itself
 
 NATIVE_FORMAT = "torch"
@@ -287,6 +288,25 @@ class RobertaPreLayerNormPreTrainedModel(nn.Module):
         return self.base_model.encoder.gradient_checkpointing is not None
 
     # ------------------------------------------------------------- arguments
+
+    def path(self, **inputs: Any) -> Path:
+        """Which way a call with these arguments would take, without computing it; see `paths`."""
+        attention = self.base_model.encoder.layer[0].attention.self
+        weight = attention.query.weight
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        shown = inputs.get("output_attentions")
+        shown = self.config.output_attentions if shown is None else shown
+        return paths.describe(
+            self.head,
+            inputs,
+            fused=attention.is_plain(torch.empty(0, dtype=dtype), inputs.get("head_mask"), shown),
+            training=self.training,
+            dtype=str(dtype).removeprefix("torch."),
+            parameters=str(weight.dtype).removeprefix("torch."),
+            compiled=torch.compiler.is_compiling(),
+        )
 
     def tensor(self, value: Any) -> Tensor | None:
         """An argument as a tensor; arrays and lists are converted."""

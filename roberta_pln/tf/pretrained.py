@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from roberta_pln import checkpoint, checks, keywords, loading, schema, surgery
+from roberta_pln import checkpoint, checks, keywords, loading, paths, schema, surgery
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.generation import GenerationConfig
 from roberta_pln.outputs import ModelOutput
+from roberta_pln.paths import Path
 from roberta_pln.tf import records, serving, weights  # noqa: F401  records registers itself
 from roberta_pln.tf.generation import Programs
 from roberta_pln.tf.layers import Dense, Embedding, Shared
@@ -348,6 +349,18 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         weights.check(self)
 
     # ------------------------------------------------------------- arguments
+
+    def path(self, **inputs: Any) -> Path:
+        """Which way a call with these arguments would take, without computing it; see `paths`."""
+        return paths.describe(
+            self.head,
+            inputs,
+            fused=False,
+            training=inputs.get("training", False),
+            dtype=self.compute_dtype,
+            parameters=self.variable_dtype,
+            compiled=not tf.executing_eagerly(),
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, with the arguments in any of the forms that the class describes.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def run(*arguments: str, python: str | None = None) -> dict[str, float]:
+def run(*arguments: str, python: str | None = None) -> dict[str, Any]:
     """What the calling script prints as JSON in its last line, in a fresh process with `--one ARGUMENTS`."""
     environment = {
         **os.environ,
@@ -43,13 +44,24 @@ def run(*arguments: str, python: str | None = None) -> dict[str, float]:
         "OMP_NUM_THREADS": THREADS,
         "TF_NUM_INTRAOP_THREADS": THREADS,
         "TF_NUM_INTEROP_THREADS": THREADS,
+        "NPROC": THREADS,  # what XLA takes for the number of processors
     }
     command = [python or sys.executable, sys.argv[0], "--one", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def steady(step: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of the first time that something is done, and the median of later times, the second left out."""
+    times: list[float] = []
+    while len(times) < 5 or (len(times) < 17 and sum(times[2:]) < 6):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(times[2:]), "first": times[0]}
 
 
 def take_turns(
@@ -73,6 +85,21 @@ def save(rows: list[dict[str, Any]], path: Path | None) -> None:
     """Write rows as JSON, if there is a path."""
     if path is not None:
         path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has had (`ru_maxrss` would begin with those of its parent)."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit("this system does not tell the peak memory of a process in /proc/self/status")
+    return int(found[1]) * 1024
+
+
+def processor() -> str:
+    """What the system calls its processor."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.is_file() else []
+    return " ".join(names[0].split()) if names else platform.processor()
 
 
 def resident() -> int:

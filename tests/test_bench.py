@@ -76,6 +76,7 @@ def test_list(bench, monkeypatch, capsys):
     ],
 )
 def test_what_cannot_be_measured_is_refused(bench, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(bench, "measure", None)
     with pytest.raises(SystemExit):
         run(bench, monkeypatch, *arguments)
     assert message in capsys.readouterr().err
@@ -179,7 +180,8 @@ def test_texts_come_back_in_their_order(bench, arrange):
         np.testing.assert_array_equal(text, found)
 
 
-def test_operations_are_those_that_pytorch_counts(bench):
+@pytest.mark.parametrize("train", [False, True])
+def test_operations_are_those_that_pytorch_counts(bench, train):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -189,8 +191,10 @@ def test_operations_are_those_that_pytorch_counts(bench):
     model = pt.RobertaPreLayerNormForMaskedLM(pt.RobertaPreLayerNormConfig(**sizes))
     ids = torch.randint(4, 1000, (3, 20))
     with FlopCounterMode(display=False) as counter:
-        model.eval()(ids, output_attentions=True)  # its products are then plain ones
-    needed = bench.workloads.operations([20] * 3, labelled=60, layers=2, hidden=64)
+        logits = model.eval()(ids, output_attentions=True).logits  # with them the products are plain ones
+        if train:
+            logits.sum().backward()
+    needed = bench.workloads.operations([20] * 3, labelled=60, train=train, layers=2, hidden=64)
     assert needed == counter.get_total_flops()
 
 

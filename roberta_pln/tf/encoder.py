@@ -25,7 +25,7 @@ class Intermediate(Module):
         self.intermediate_act_fn = activation(config, shared)
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
+        return self.dense(self.LayerNorm(hidden_states), activation=self.intermediate_act_fn)
 
 
 class Output(Module):

@@ -73,7 +73,7 @@ class LMHead(Module):
 
     def transform(self, hidden_states: tf.Tensor) -> tf.Tensor:
         """What comes before the decoder."""
-        return self.layer_norm(gelu(self.dense(hidden_states)))
+        return self.layer_norm(self.dense(hidden_states, activation=gelu))
 
 
 @keras.saving.register_keras_serializable("roberta_pln")

@@ -47,16 +47,16 @@ def _any_values(shape: tuple[int, ...], dtype: Any) -> tf.Tensor:
 
 
 class Dense(Module):
-    """x kernel + bias over the last axis."""
+    """x kernel + bias over the last axis, and an activation of that if one is given."""
 
     def __init__(self, inputs: int, outputs: int, shared: Shared, bias: bool = True) -> None:
         super().__init__(shared)
         self.kernel = self.add_weight((inputs, outputs), "kernel")
         self.bias = self.add_weight((outputs,), "bias") if bias else None
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.Tensor:
         bias = None if self.bias is None else tf.cast(self.bias, self.compute_dtype)
-        return linear(inputs, tf.cast(self.kernel, self.compute_dtype), bias)
+        return linear(inputs, tf.cast(self.kernel, self.compute_dtype), bias, activation=activation)
 
 
 class Embedding(Module):
@@ -173,11 +173,19 @@ def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args:
     return tf.nest.map_structure(lambda there: next(results) if there else None, structure)
 
 
-def linear(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None, transpose: bool = False) -> tf.Tensor:
-    """inputs kernel + bias over the last axis, as one product of matrices, which is what TensorFlow fuses."""
+def linear(
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    transpose: bool = False,
+    activation: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
+    """activation(inputs kernel + bias) over the last axis, as one product of matrices, which is what TensorFlow fuses
+    with the rest, as long as nothing comes between them."""
     *lengths, size = shape_of(inputs)
     outputs = tf.matmul(tf.reshape(inputs, (math.prod(lengths), size)), kernel, transpose_b=transpose)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
+    outputs = outputs if activation is None else activation(outputs)
     return tf.reshape(outputs, (*lengths, outputs.shape[-1]))
 
 

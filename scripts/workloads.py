@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,12 @@ def whole(inputs: Batch) -> Arranged:
     return Arranged([inputs], lambda states: list(states[0]))
 
 
-def packed(texts: Sequence[np.ndarray], length: int, rows: int) -> Arranged:
-    """Several texts in each row, as this library's models take them."""
+def packed(texts: Sequence[np.ndarray], length: int, most_rows: int) -> Arranged:
+    """Several texts in each row, as this library's models take them; batches of one size with few empty rows."""
     from roberta_pln.data import packing
 
+    (_, total, _) = packing.pack_sequences(texts, length=length, pad_token_id=PADDING).shape
+    rows = math.ceil(total / math.ceil(total / most_rows))
     found = packing.pack_sequences(texts, length=length, pad_token_id=PADDING, rows=rows)
     return Arranged([batch._asdict() for batch in found.batches], found.unpack)
 

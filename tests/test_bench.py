@@ -71,7 +71,7 @@ def test_list(bench, monkeypatch, capsys):
         (["backward"], "unknown workload 'backward'; there is forward,"),
         (["forward", "--sides", "theirs"], "forward has no side 'theirs'; there is ours pt,"),
         (["forward", "--sides", "onnxruntime"], "forward has no side 'onnxruntime'"),
-        (["--write", "--layers", "1"], "--write takes every workload and side at base size"),
+        (["--write", "--layers", "1"], "--write takes every side at base size"),
         (["--resume"], "--resume needs --json FILE"),
     ],
 )
@@ -106,6 +106,7 @@ def test_one_workload(measured):
     ours, peer = printed.splitlines()[2:4]
     assert f"| {rows[0]['seconds'] / rows[1]['seconds']:.2f} |" in ours
     assert "|  |  |" in peer
+    assert printed.rstrip().splitlines()[-1].startswith("ours pt: attention: scaled_dot_product_attention, dtype: float32, ")
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -169,7 +170,7 @@ def test_texts_come_back_in_their_order(bench, arrange):
     workloads = bench.workloads
     texts = workloads.texts(40, 64)
     arranged = {
-        "packed": lambda: workloads.packed(texts, 64, rows=4),
+        "packed": lambda: workloads.packed(texts, 64, most_rows=4),
         "padded": lambda: workloads.padded(texts, 8),
         "sorted": lambda: workloads.padded(texts, 8, by_length=True),
         "wide": lambda: workloads.padded(texts, 8, multiple=64),

@@ -106,7 +106,8 @@ def test_one_workload(measured):
     ours, peer = printed.splitlines()[2:4]
     assert f"| {rows[0]['seconds'] / rows[1]['seconds']:.2f} |" in ours
     assert "|  |  |" in peer
-    assert printed.rstrip().splitlines()[-1].startswith("ours pt: attention: scaled_dot_product_attention, dtype: float32, ")
+    told = printed.rstrip().splitlines()[-1]
+    assert told.startswith("ours pt: attention: scaled_dot_product_attention, dtype: float32, ")
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

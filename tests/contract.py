@@ -1,5 +1,6 @@
 """The configs and inputs that every backend is tested on, as data."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -218,3 +219,11 @@ def precision(backend: str, dtype: str) -> Iterator[None]:
 def load(backend: str, path: Path, head: str, dtype: str = "float64", **options):
     """A model of one backend."""
     return BACKENDS[backend].model_class(head).from_pretrained(path, dtype=dtype, **options)
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array's memory is that of a file: nothing was copied."""
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, memoryview) and isinstance(owner.obj, mmap.mmap)

@@ -12,11 +12,12 @@ import tensorflow as tf
 
 from roberta_pln import numerics
 from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
-from roberta_pln.tf.layers import Module, Shared
+from roberta_pln.tf.layers import Module, Shared, at_least_float32
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * x * (1 + tf.math.erf(math.sqrt(0.5) * x))
+    wide = tf.cast(x, at_least_float32(x.dtype))
+    return tf.cast(0.5 * wide * (1 + tf.math.erf(math.sqrt(0.5) * wide)), x.dtype)
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:

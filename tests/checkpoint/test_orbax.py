@@ -12,7 +12,7 @@ import pytest
 
 from roberta_pln import checkpoint, names
 from roberta_pln.checkpoint import CheckpointError, orbax
-from tests.contract import random_tensors, tiny_config
+from tests.contract import is_mapped, random_tensors, tiny_config
 
 CONFIG = tiny_config(hidden_size=8, intermediate_size=12, num_hidden_layers=1)
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": ml_dtypes.bfloat16}
@@ -183,7 +183,7 @@ def test_what_is_written_takes_no_library_to_read(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     assert_equal(checkpoint.open(path), values())
     assert checkpoint.open(path.parent).path == path
-    assert isinstance(orbax.read(path).tensors["lm_head/bias"].map().base, np.memmap)  # nothing is copied
+    assert is_mapped(orbax.read(path).tensors["lm_head/bias"].map())
 
 
 def test_compression_takes_tensorstore(library, tmp_path, monkeypatch):

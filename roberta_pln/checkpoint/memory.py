@@ -6,7 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -49,7 +49,7 @@ def arranged(arrays: Iterable[tuple[Key, Array, bool]]) -> Iterator[tuple[Key, A
 
     def first() -> tuple[Key, Array]:
         key, array, parts = waiting.popleft()
-        for part in wait(parts).done:
+        for part in parts:
             part.result()
         return key, array
 

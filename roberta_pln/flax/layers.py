@@ -1,5 +1,7 @@
 """What `torch.nn` is for `pt` and Linen lacks or computes otherwise; and the base class that modules are made of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,9 @@ class Block(nn.Module):
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
         """A layer x @ kernel + bias."""
         normal = nn.initializers.normal(self.config.initializer_range)
-        return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=normal)
+        return nn.Dense(
+            features, use_bias, self.dtype, self.param_dtype, kernel_init=normal, dot_general=product_of_rows
+        )
 
     def table(self, num_embeddings: int, features: int, padding_idx: int | None = None) -> Embedding:
         """A table of that shape."""
@@ -94,6 +98,15 @@ class Block(nn.Module):
     def norm(self) -> LayerNorm:
         """A norm over the hidden axis."""
         return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
+
+
+def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """x @ kernel as one product of matrices, in place of `jax.lax.dot_general`.
+
+    XLA's processor backend would transpose the kernel's gradient as a step of its own if `x` had more axes.
+    """
+    rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:

@@ -142,22 +142,24 @@ def in_chunks(states: Array, labels: Array, table: Array, bias: Array, gradients
     decoder, offset = table.astype(dtype), bias.astype(dtype)
 
     def chunk(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
-        part, targets = states[:, i], labels[:, i]
-        scores = jax.nn.log_softmax((part @ decoder.T + offset).astype(wide))  # (G, rows, V)
+        part, targets = states[:, i].reshape(-1, states.shape[-1]), labels[:, i].reshape(-1, 1)
+        logits = (part @ decoder.T + offset).astype(wide)  # (rows, V); in two axes, since XLA is slower with three
+        highest = -(-logits).min(-1, keepdims=True)  # XLA would fuse `max` with the product, and take thrice as long
+        powers = jnp.exp(logits - highest)
+        sums = powers.sum(-1, keepdims=True)
         known = (targets >= 0) & (targets < classes)
-        targets, ignored = jnp.where(known, targets, 0)[..., None], targets == IGNORE_INDEX
-        losses = -jnp.take_along_axis(scores, targets, axis=-1)[..., 0]
-        losses = jnp.where(known, losses, jnp.where(ignored, 0, jnp.nan).astype(wide))
-        total = found[0] + losses.sum()
+        targets, ignored = jnp.where(known, targets, 0), targets == IGNORE_INDEX
+        losses = highest + jnp.log(sums) - jnp.take_along_axis(logits, targets, axis=-1)
+        total = found[0] + jnp.where(known, losses, jnp.where(ignored, 0, jnp.nan).astype(wide)).sum()
         if not gradients:
             return (total,)
-        slopes = jnp.exp(scores) - (targets == jnp.arange(classes, dtype=targets.dtype)).astype(wide)
-        slopes = jnp.where(known[..., None], slopes, 0)
+        slopes = powers / sums - (targets == jnp.arange(classes, dtype=targets.dtype)).astype(wide)
+        slopes = jnp.where(known, slopes, 0)
         _, of_states, of_table, of_bias = found
-        of_bias += slopes.sum((0, 1))
+        of_bias += jnp.ones(len(slopes), wide) @ slopes
         slopes = slopes.astype(dtype)
-        of_states = of_states.at[:, i].set((slopes @ decoder).astype(wide))
-        of_table += jnp.einsum("grv,grd->vd", slopes, part, preferred_element_type=wide)
+        of_states = of_states.at[:, i].set((slopes @ decoder).astype(wide).reshape(of_states[:, i].shape))
+        of_table += jnp.matmul(slopes.T, part, preferred_element_type=wide)
         return total, of_states, of_table, of_bias
 
     chunks = (labels[..., 0] != IGNORE_INDEX).any(0).sum()  # the others have no labels

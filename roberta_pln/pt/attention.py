@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.pt.cache import Slots, append, entries
+from roberta_pln.pt.layers import Dropout
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -30,7 +31,7 @@ class MultiHeadAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, size)
         self.key = nn.Linear(config.hidden_size, size)
         self.value = nn.Linear(config.hidden_size, size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.relative_query = relative
         self.relative_key = relative and config.position_embedding_type == "relative_key_query"
         if relative:
@@ -87,7 +88,7 @@ class MultiHeadAttention(nn.Module):
             scores = scores + torch.einsum("bhtk,tsk->bhts", query, distances)
             if self.relative_key:
                 scores = scores + torch.einsum("bhsk,tsk->bhts", key, distances)
-        return scores / math.sqrt(self.head_size)
+        return scores.div_(math.sqrt(self.head_size))  # in place, since fresh memory takes longer than the division
 
     def distances(self, queries: int, keys: int) -> Tensor:
         """Embedding of (query position - key position); the queries are the last of the keys. (T, S, K)."""
@@ -100,7 +101,9 @@ class MultiHeadAttention(nn.Module):
     def combine(self, scores: Tensor, bias: Tensor | None, head_mask: Tensor | None) -> Tensor:
         """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
         scores = scores.to(softmax_dtype(scores.dtype))
-        probabilities = self.dropout(torch.softmax(scores if bias is None else scores + bias, dim=-1))
+        if bias is not None:
+            scores += bias
+        probabilities = self.dropout(torch.softmax(scores, dim=-1))
         if head_mask is None:
             return probabilities
         return probabilities * head_mask[self.kept_heads][:, None, None].to(probabilities.dtype)
@@ -112,7 +115,7 @@ class AttentionOutput(nn.Module):
     def __init__(self, config: RobertaPreLayerNormConfig, num_heads: int) -> None:
         super().__init__()
         self.dense = nn.Linear(num_heads * config.head_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: Tensor) -> Tensor:
         return self.dropout(self.dense(context))

@@ -12,6 +12,7 @@ from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.activations import activation, gelu
 from roberta_pln.pt.attention import Attention
+from roberta_pln.pt.layers import Dropout
 
 LayerCache = tuple[Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
@@ -60,7 +61,7 @@ class Output(nn.Module):
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.activated_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(self.dense(hidden_states))

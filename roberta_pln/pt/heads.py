@@ -16,6 +16,7 @@ from roberta_pln.outputs import (
 )
 from roberta_pln.pt.encoder import LayerCache, is_alone
 from roberta_pln.pt.generation import Generation
+from roberta_pln.pt.layers import Dropout
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,
@@ -192,10 +193,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 
 
-def classifier_dropout(config: RobertaPreLayerNormConfig) -> nn.Dropout:
+def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:
     """Dropout at the rate of the classification heads."""
     rate = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+    return Dropout(config.hidden_dropout_prob if rate is None else rate)
 
 
 class ClassificationHead(nn.Module):
@@ -279,7 +280,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__(config)
         self.roberta_prelayernorm = RobertaPreLayerNormModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 

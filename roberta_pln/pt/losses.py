@@ -90,20 +90,32 @@ class Decoded(torch.autograd.Function):
     def forward(states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, needed: list[bool]) -> tuple:
         with torch.autocast(states.device.type, enabled=False):
             total, *gradients = in_chunks(states, labels, table, bias, needed)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.div_(max(len(labels), 1))
         return total / len(labels), *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        states, labels, table, bias, _ = inputs
-        ctx.count = len(labels)
+        states, _, table, bias, _ = inputs
         ctx.mark_non_differentiable(*(gradient for gradient in output[1:] if gradient is not None))
         ctx.set_materialize_grads(False)  # zeros as large as the table for an output that nobody differentiates
         ctx.save_for_backward(states, table, bias, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        states, table, bias = Scaled.apply(upstream / max(ctx.count, 1), *ctx.saved_tensors)
+        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        if is_one(upstream):  # nothing to scale: a copy of the table would take longer than a layer
+            pairs = zip(inputs, gradients, strict=True)
+            states, table, bias = (None if gradient is None else gradient.to(x.dtype) for x, gradient in pairs)
+        else:
+            states, table, bias = Scaled.apply(upstream, *inputs, *gradients)
         return states, None, table, bias, None
+
+
+def is_one(upstream: Tensor) -> bool:
+    """Whether a gradient is that of the loss alone, if that can be seen at once and is not differentiated again."""
+    return not torch.is_grad_enabled() and upstream.device.type == "cpu" and readable(upstream) and upstream.item() == 1
 
 
 class Scaled(torch.autograd.Function):
@@ -150,11 +162,15 @@ def in_chunks(
     rows = max(1, LOGITS_PER_CHUNK // len(table))
     for start in range(0, len(states), rows):
         part, targets = states[start : start + rows], labels[start : start + rows, None]
-        scores = F.linear(part, decoder, offset).to(wide).log_softmax(-1)  # (rows, V)
-        total -= scores.gather(1, targets).sum()
+        logits = (part @ decoder.T).add_(offset).to(wide)  # (rows, V); the rest in place, fresh memory takes longer
+        logits.sub_(logits.amax(-1, keepdim=True))
+        picked = logits.gather(1, targets)
+        powers = logits.exp_()
+        sums = powers.sum(-1, keepdim=True)
+        total += (sums.log() - picked).sum()
         if not any(gradients):
             continue
-        slopes = scores.exp_().scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
+        slopes = powers.div_(sums).scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
         if of_bias is not None:
             of_bias += slopes.sum(0)
         slopes = slopes.to(dtype)

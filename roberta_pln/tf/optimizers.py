@@ -65,6 +65,21 @@ class AdamW(keras.optimizers.AdamW):
         correction_1, correction_2 = (1 - tf.constant(beta, tf.float64) ** step for beta in (self.beta_1, self.beta_2))
 
         gradient = tf.cast(gradient, dtype)
+        rate = tf.cast(learning_rate, tf.float64) / correction_1
+        if not self.amsgrad and variable.dtype == first.dtype == dtype:  # one pass over memory, not a dozen
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=first.value.handle,
+                v=second.value.handle,
+                beta1_power=tf.zeros((), dtype),  # too coarse in float32: the rate and epsilon have them in
+                beta2_power=tf.zeros((), dtype),
+                lr=tf.cast(rate * tf.sqrt(correction_2), dtype),
+                beta1=tf.constant(self.beta_1, dtype),
+                beta2=tf.constant(self.beta_2, dtype),
+                epsilon=tf.cast(self.epsilon * tf.sqrt(correction_2), dtype),
+                grad=gradient,
+            )
+            return
         m, v = tf.cast(first, dtype), tf.cast(second, dtype)
         m = m + (gradient - m) * (1 - self.beta_1)
         v = v + (tf.square(gradient) - v) * (1 - self.beta_2)
@@ -73,6 +88,5 @@ class AdamW(keras.optimizers.AdamW):
         if self.amsgrad:
             v = tf.maximum(tf.cast(self._velocity_hats[index], dtype), v)
             self.assign(self._velocity_hats[index], v)
-        rate = tf.cast(tf.cast(learning_rate, tf.float64) / correction_1, dtype)
         denominator = tf.sqrt(v) / tf.cast(tf.sqrt(correction_2), dtype) + self.epsilon
-        self.assign(variable, tf.cast(variable, dtype) - rate * m / denominator)
+        self.assign(variable, tf.cast(variable, dtype) - tf.cast(rate, dtype) * m / denominator)

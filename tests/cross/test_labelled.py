@@ -324,6 +324,25 @@ def test_pt_another_decoder_computes_itself():
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-13)
 
 
+@only("pt")
+@pytest.mark.parametrize("head", ["masked", "masked, untied"])
+def test_pt_a_loss_can_be_gone_back_through_again(head):
+    """What is kept for the second time is not what the first has given away; and the loss may be scaled."""
+    asked = model("pt", head).train()
+    asked.zero_grad()
+    table = asked.get_output_embeddings().weight
+    loss = asked(IDS, labels=LABELS["few"]).loss
+    loss.backward(retain_graph=True)
+    once = table.grad.clone()
+    table.grad.zero_()
+    loss.backward(retain_graph=True)
+    np.testing.assert_array_equal(table.grad, once)
+    loss.backward(retain_graph=True)
+    np.testing.assert_array_equal(table.grad, 2 * once)
+    (-4 * loss).backward()  # a power of two rounds nothing
+    np.testing.assert_array_equal(table.grad, -2 * once)
+
+
 @pytest.mark.parametrize("backend", NAMES)
 def test_second_derivatives_need_the_logits(backend):
     """They are refused, not wrong."""

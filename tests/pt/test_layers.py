@@ -12,7 +12,7 @@ SIZE = 400_000
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.999, 2**-16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 2**-8, 0.999, 1e-4])
 def test_a_share_of_the_elements_is_zero(p, dtype):
     torch.manual_seed(0)
     x = torch.ones(SIZE, dtype=dtype, requires_grad=True)
@@ -20,10 +20,18 @@ def test_a_share_of_the_elements_is_zero(p, dtype):
     zeros = (y == 0).double().mean().item()
     assert abs(zeros - p) < 5 * math.sqrt(p * (1 - p) / SIZE)  # five standard deviations
     kept = y[y != 0]
-    rate = round(p * 2**16) / 2**16
-    assert (kept == torch.tensor(1 / (1 - rate), dtype=dtype)).all()
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)))  # PyTorch's tolerance of the dtype
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
+
+
+@pytest.mark.parametrize(("last", "zeros"), [(-(2**63), 6553), (0, 6553), (2**62 - 1, 6553), (2**62 + 2**12, 6554)])
+def test_the_rate_is_exact(last, zeros, monkeypatch):
+    """A call has a multiple of 2**-16; that above 6553.25 of them a quarter of the time."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.int64)
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.cat([every, torch.tensor([last])]))
+    dropped = Dropout(6553.25 / 2**16)(torch.ones(2**16))
+    assert (dropped == 0).sum() == zeros
 
 
 def test_elements_are_decided_on_by_themselves():
@@ -48,7 +56,7 @@ def test_every_shape(shape):
     assert Dropout(0.25)(x).shape == x.shape
 
 
-@pytest.mark.parametrize("p, expected", [(0.0, 1.0), (1e-9, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("p", "expected"), [(0.0, 1.0), (1e-9, 1.0), (1.0, 0.0)])
 def test_rates_at_the_ends(p, expected):
     assert (Dropout(p)(torch.ones(1000)) == expected).all()
 

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.pt.cache import Slots, append, entries
@@ -65,9 +66,10 @@ class MultiHeadAttention(nn.Module):
             if bias is not None:  # clamped, since float32's minimum is infinite in bfloat16
                 bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
             context, attentions = F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+        elif self.is_recomputed(key, output_attentions):
+            context, attentions = checkpoint(self.mix, query, key, value, bias, head_mask, use_reentrant=False)
         else:
-            attentions = self.combine(self.score(query, key), bias, head_mask).to(value.dtype)  # (B, H, T, S)
-            context = attentions @ value  # (B, H, T, K)
+            context, attentions = self.mix(query, key, value, bias, head_mask)
         return context.transpose(1, 2).flatten(2), attentions if output_attentions else None
 
     def is_plain(self, query: Tensor, head_mask: Tensor | None, output_attentions: bool) -> bool:
@@ -79,6 +81,23 @@ class MultiHeadAttention(nn.Module):
         dropout = self.training and self.dropout.p > 0
         special = output_attentions or head_mask is not None or self.relative_query or dropout
         return not special and not torch.is_grad_enabled() and query.dtype != torch.float16
+
+    def is_recomputed(self, key: Tensor, output_attentions: bool) -> bool:
+        """Whether the backward pass computes the probabilities anew instead of keeping them.
+
+        For each token training keeps 2 H S numbers of attention and 16 H K of the rest of the layer. From S = 8 K on the
+        first would be more than half, for less than a tenth of the work. Compilers decide by themselves, and transforms
+        of functions cannot.
+        """
+        plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+        return key.shape[2] >= 8 * self.head_size and plain and torch.is_grad_enabled() and not output_attentions
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads read, (B, H, T, K), and its weights, (B, H, T, S)."""
+        attentions = self.combine(self.score(query, key), bias, head_mask).to(value.dtype)
+        return attentions @ value, attentions
 
     def score(self, query: Tensor, key: Tensor) -> Tensor:
         """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S)."""

@@ -57,6 +57,38 @@ def test_the_fused_kernel_computes_the_same(monkeypatch):
         torch.testing.assert_close(fused, written_out, rtol=0, atol=1e-13)  # a few hundred roundings of 1e-16
 
 
+@pytest.mark.parametrize("inner", [False, True], ids=["layers are kept", "layers are computed anew"])
+def test_probabilities_of_long_texts_are_computed_anew(inner, monkeypatch):
+    """The same step to the last bit, dropout included, and without keeping what grows with the square of the length."""
+    model = masked_lm(max_position_embeddings=70, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2).train()
+    length = 8 * model.config.head_size
+    if inner:
+        model.gradient_checkpointing_enable()
+    anew, kept_anew = training_step(model, length)
+    _, kept_short = training_step(model, length - 1)
+    monkeypatch.setattr(MultiHeadAttention, "is_recomputed", lambda *_: False)
+    plain, kept_plain = training_step(model, length)
+    for ours, expected in zip(anew, plain, strict=True):
+        assert torch.equal(ours, expected)
+    if not inner:
+        scores = 2 * model.config.num_attention_heads * length**2
+        assert scores in kept_plain
+        assert scores not in kept_anew
+        assert scores // length**2 * (length - 1) ** 2 in kept_short
+
+
+def training_step(model, length):
+    """Loss and gradients of a step with dropout, and the sizes of what was kept for the backward pass."""
+    ids = torch.from_numpy(random_ids(2, length))
+    sizes = set()
+    torch.manual_seed(0)
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.add(x.numel()), x)[1], lambda x: x):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())], sizes
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_row_without_keys_is_uniform_and_finite(dtype):
     model = RobertaPreLayerNormModel(tiny_config(initializer_range=0.2)).to(dtype).eval()

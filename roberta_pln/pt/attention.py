@@ -85,9 +85,9 @@ class MultiHeadAttention(nn.Module):
     def is_recomputed(self, key: Tensor, output_attentions: bool) -> bool:
         """Whether the backward pass computes the probabilities anew instead of keeping them.
 
-        For each token training keeps 2 H S numbers of attention and 16 H K of the rest of the layer. From S = 8 K on the
-        first would be more than half, for less than a tenth of the work. Compilers decide by themselves, and transforms
-        of functions cannot.
+        For each token training keeps 2 H S numbers of attention and 16 H K of the rest of a layer. From S = 8 K on the
+        first would be half of all, for less than a tenth of the work. Compilers decide by themselves, and transforms of
+        functions cannot.
         """
         plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
         return key.shape[2] >= 8 * self.head_size and plain and torch.is_grad_enabled() and not output_attentions

@@ -120,9 +120,7 @@ class MultiHeadAttention(nn.Module):
     def combine(self, scores: Tensor, bias: Tensor | None, head_mask: Tensor | None) -> Tensor:
         """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
         scores = scores.to(softmax_dtype(scores.dtype))
-        if bias is not None:
-            scores += bias
-        probabilities = self.dropout(torch.softmax(scores, dim=-1))
+        probabilities = self.dropout(torch.softmax(scores if bias is None else scores + bias, dim=-1))
         if head_mask is None:
             return probabilities
         return probabilities * head_mask[self.kept_heads][:, None, None].to(probabilities.dtype)

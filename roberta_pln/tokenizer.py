@@ -30,6 +30,8 @@ _NAMES: Final = {
     "pad_token": PAD,
 }
 """Roles of the special tokens in `tokenizer_config.json`, less `mask_token`, which is stored with its flags."""
+_CHUNK: Final = 1024
+"""Texts that are encoded at once; an encoding takes much more memory than its ids."""
 
 
 class Tokenizer:
@@ -139,6 +141,50 @@ class Tokenizer:
         """The ids of one text, or of a pair of texts, with special tokens."""
         return list(self._backend.encode(text, pair).ids)
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text without special tokens, and where each token stands in it.
+
+        Returns:
+            The ids, and as many spans: `text[start:end]` is what the token stands for, without spaces around it, so it
+            may be empty. The tokens of a character that takes several all have its span.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [_without_spaces(text, *span) for span in encoding.offsets]
+
+    def encode_rows(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
+    ) -> tuple[list[list[int]], int]:
+        """The ids of texts, or of pairs of texts, with special tokens, not padded.
+
+        Args:
+            texts: the texts, at least one.
+            pairs: the second texts, as many as `texts`.
+            max_length: longer rows are cut, tokens at the end of the longer text first; `None` cuts none.
+
+        Returns:
+            A list of ids for each text, and the number of those that were cut.
+
+        Raises:
+            ValueError: when `pairs` are not as many as `texts`, or when there are no texts.
+        """
+        if not texts:
+            raise ValueError("at least one text is needed, got none")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"pairs must be as many as texts, got {len(pairs)} pairs for {len(texts)} texts")
+        inputs: list[Any] = list(texts if pairs is None else zip(texts, pairs, strict=True))
+        rows: list[list[int]] = []
+        cut = 0
+        if max_length is not None:
+            self._backend.enable_truncation(max_length)
+        try:
+            for start in range(0, len(inputs), _CHUNK):
+                for encoding in self._backend.encode_batch(inputs[start : start + _CHUNK]):
+                    rows.append(list(encoding.ids))
+                    cut += bool(encoding.overflowing)
+        finally:
+            self._backend.no_truncation()
+        return rows, cut
+
     def __call__(
         self,
         texts: str | Sequence[str],
@@ -164,7 +210,8 @@ class Tokenizer:
             ValueError: when a row is longer than `max_length` or `padding` and `truncation` is off, when rows of
                 unequal length are not padded, when `pairs` are not as many as `texts`, or when there are no texts.
         """
-        rows = self._rows(_batch(texts), None if pairs is None else _batch(pairs), max_length if truncation else None)
+        cut_at = max_length if truncation else None
+        rows, _ = self.encode_rows(_batch(texts), None if pairs is None else _batch(pairs), cut_at)
         longest = max(len(row) for row in rows)
         if max_length is not None and longest > max_length:
             raise ValueError(
@@ -178,19 +225,6 @@ class Tokenizer:
             input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-    def _rows(self, texts: list[str], pairs: list[str] | None, cut_at: int | None) -> list[list[int]]:
-        if not texts:
-            raise ValueError("at least one text is needed, got none")
-        if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"pairs must be as many as texts, got {len(pairs)} pairs for {len(texts)} texts")
-        inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
-        if cut_at is not None:
-            self._backend.enable_truncation(cut_at)
-        try:
-            return [list(encoding.ids) for encoding in self._backend.encode_batch(inputs)]
-        finally:
-            self._backend.no_truncation()
 
     # ------------------------------------------------------------------ ids to text
 
@@ -258,6 +292,11 @@ class Tokenizer:
         return self.token_to_id(MASK)
 
     @property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """(V,): whether a token begins a word, which is to say that a space leads it (`Ġ`)."""
+        return np.array([self.id_to_token(index).startswith("Ġ") for index in range(self.vocab_size)])
+
+    @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of the five special tokens, ascending."""
         return tuple(sorted(self.token_to_id(token) for token in SPECIAL_TOKENS))
@@ -313,6 +352,14 @@ def _write(path: Path, text: str) -> None:
 
     with atomic.writing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and text[start] == " ":
+        start += 1
+    while start < end and text[end - 1] == " ":
+        end -= 1
+    return start, end
 
 
 def _batch(texts: str | Sequence[str]) -> list[str]:

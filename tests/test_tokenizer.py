@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 
 from roberta_pln.tokenizer import Tokenizer
 
@@ -123,6 +123,38 @@ def test_ids_out_of_range_are_refused(tokenizer, index):
 def test_unknown_tokens_are_refused(tokenizer):
     with pytest.raises(ValueError, match="'nowhere'"):
         tokenizer.token_to_id("nowhere")
+
+
+@pytest.mark.parametrize("trim", [True, False])
+@pytest.mark.parametrize("text", ODD_TEXTS + TEXTS)
+def test_spans_cover_the_text_without_its_spaces(tokenizer, text, trim):
+    backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())  # other files may leave spaces in the spans
+    backend.post_processor = tokenizers.processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=trim, add_prefix_space=False
+    )
+    ids, spans = Tokenizer(backend).encode_with_spans(text)
+    assert ids == tokenizer.encode(text)[1:-1]
+    assert len(spans) == len(ids)
+    assert {place for start, end in spans for place in range(start, end)} == {
+        place for place, character in enumerate(text) if character != " "
+    }
+    assert spans == sorted(spans)
+
+
+def test_rows_are_cut_and_counted(tokenizer):
+    texts = [*TEXTS, "God"] * 400  # more than are encoded at once
+    whole, none = tokenizer.encode_rows(texts)
+    assert none == 0
+    assert whole == [tokenizer.encode(text) for text in texts]
+    rows, cut = tokenizer.encode_rows(texts, max_length=8)
+    assert rows == [row if len(row) <= 8 else [*row[:7], 2] for row in whole]
+    assert cut == sum(len(row) > 8 for row in whole) == 1200
+
+
+def test_words_start_with_a_space(tokenizer):
+    tokens = [tokenizer.id_to_token(index) for index in range(tokenizer.vocab_size)]
+    assert [tokens[index] for index in np.flatnonzero(tokenizer.word_starts)] == [t for t in tokens if t[0] == "Ġ"]
+    assert {False, True} == set(tokenizer.word_starts.tolist())
 
 
 # ---------------------------------------------------------------------- files

@@ -22,11 +22,19 @@ def mask_tokens(
     special_ids: Collection[int],
     scheme: Scheme = "always",
     vocab_size: int | None = None,
+    word_starts: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hide a random part of the tokens.
+    """Hide a random part of the tokens, or of the words.
 
     Every token that is not special is predicted with probability `rate`, independently of the others. If that picks
-    none, one of them is picked uniformly, so a batch always has a label. A predicted token is then replaced:
+    none, one of them is picked uniformly, so a batch always has a label.
+
+    With `word_starts` the same holds for whole words, the tokens of which are predicted together: every word is picked
+    with probability `rate`, whatever its length, so that every token, too, is predicted with this probability. If that
+    picks none, the word of a uniformly picked token is. A word goes on until, along the last axis, a token begins the
+    next one or a special token stands.
+
+    A predicted token is then replaced, each for itself:
 
     - `"always"`: by `<mask>` (Wettig et al. 2023, "Should You Mask 15% in Masked Language Modeling?");
     - `"80-10-10"`: by `<mask>` with probability 0.8, by a token drawn uniformly from the vocabulary less the special
@@ -34,13 +42,15 @@ def mask_tokens(
 
     Args:
         input_ids: integers of any shape, usually (B, T); not changed.
-        rng: the only source of randomness. Draws, in this order: one uniform number per id; one integer, only if none
-            was picked; for `"80-10-10"` one uniform number per id, then one integer per id.
+        rng: the only source of randomness. Draws, in this order: one uniform number per id, of which a word uses that
+            of its first token; one integer, only if none was picked; for `"80-10-10"` one uniform number per id, then
+            one integer per id.
         rate: in (0, 1].
         mask_token_id: id of `<mask>`.
         special_ids: ids that are never predicted; must hold `<pad>`, `<s>` and `</s>`.
         scheme: one of `SCHEMES`.
         vocab_size: number of ids; only `"80-10-10"` needs it.
+        word_starts: (V,), whether an id begins a word, as `Tokenizer.word_starts` has it; `None` for single tokens.
 
     Returns:
         The new ids and the labels, int64, both of the shape of `input_ids`. Labels are the old ids where a token is
@@ -60,9 +70,10 @@ def mask_tokens(
     if not candidates.any():
         raise ValueError("at least one token must not be special, or nothing can be predicted")
 
-    predicted = candidates & (rng.random(ids.shape) < rate)
+    unit = np.arange(ids.size).reshape(ids.shape) if word_starts is None else _words(ids, candidates, word_starts)
+    predicted = candidates & (rng.random(ids.size)[unit] < rate)
     if not predicted.any():
-        predicted.flat[rng.choice(np.flatnonzero(candidates))] = True
+        predicted = candidates & (unit == unit.flat[rng.choice(np.flatnonzero(candidates))])
     labels = np.where(predicted, ids, IGNORE_INDEX)
     if scheme == "always":
         return np.where(predicted, mask_token_id, ids), labels
@@ -76,6 +87,14 @@ def mask_tokens(
     drawn = rng.choice(ordinary, size=ids.shape)
     replaced = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, drawn, ids))
     return np.where(predicted, replaced, ids), labels
+
+
+def _words(ids: NDArray[np.int64], ordinary: NDArray[np.bool_], starts: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each id the index, in the flat array, of the first token of its word."""
+    before = np.zeros_like(ordinary)
+    before[..., 1:] = ordinary[..., :-1]  # a word ends at a special token and at the end of a row
+    first = starts[ids] | ~before | ~ordinary
+    return np.maximum.accumulate(np.where(first, np.arange(ids.size).reshape(ids.shape), 0), axis=-1)
 
 
 def next_tokens(input_ids: NDArray[Any], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -23,7 +23,8 @@ from roberta_pln.tokenizer import Tokenizer
 SHORT_ROWS: Final = 0.25
 """Share of the training rows that are cut off early, so that the model meets rows of every length."""
 SHORTEST: Final = 8
-_BUCKET: Final = 8
+BUCKET: Final = 8
+"""Rows whose lengths divided by this agree, rounded down, are of similar length."""
 
 
 class Line(NamedTuple):
@@ -100,25 +101,47 @@ def batches(
     Yields:
         Arrays (B, T) of int64.
     """
-    groups = _groups([len(row) for row in rows], tokens, rng)
-    for group in groups:
-        width = max(len(rows[index]) for index in group)
-        batch = np.full((len(group), width), pad_token_id, dtype=np.int64)  # (B, T)
-        for place, index in enumerate(group):
+    for indices in group([len(row) for row in rows], rng, tokens):
+        width = max(len(rows[index]) for index in indices)
+        batch = np.full((len(indices), width), pad_token_id, dtype=np.int64)  # (B, T)
+        for place, index in enumerate(indices):
             batch[place, : len(rows[index])] = rows[index]
         yield batch
 
 
-def _groups(lengths: list[int], tokens: int, rng: np.random.Generator | None) -> list[list[int]]:
+def group(
+    lengths: Sequence[int],
+    rng: np.random.Generator | None,
+    tokens: int | None = None,
+    rows: int | None = None,
+    by_length: bool = True,
+    drop_last: bool = False,
+) -> list[list[int]]:
+    """Which rows share a batch.
+
+    Args:
+        lengths: of the rows.
+        rng: shuffles the rows and the batches; `None` keeps the order of the rows.
+        tokens: most ids of a batch, padding included; a longer row is a batch of its own.
+        rows: most rows of a batch.
+        by_length: whether shuffled rows meet only others of similar length.
+        drop_last: leave out as many rows, the last ones of the shuffled order, as would not fill a batch of `rows`.
+
+    Returns:
+        The indices of the rows of each batch.
+    """
     order = np.arange(len(lengths))
     if rng is not None:
         order = rng.permutation(order)
-        order = order[np.argsort(np.array(lengths)[order] // _BUCKET, kind="stable")]
+    if drop_last and rows is not None:
+        order = order[: len(order) - len(order) % rows]
+    if rng is not None and by_length:
+        order = order[np.argsort(np.array(lengths)[order] // BUCKET, kind="stable")]
     groups: list[list[int]] = []
     width = 0
     for index in order.tolist():
         width = max(width, lengths[index])
-        if not groups or width * (len(groups[-1]) + 1) > tokens:
+        if not groups or len(groups[-1]) == rows or (tokens is not None and width * (len(groups[-1]) + 1) > tokens):
             groups.append([])
             width = lengths[index]
         groups[-1].append(index)

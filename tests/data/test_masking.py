@@ -81,6 +81,69 @@ def test_there_is_always_a_label():
     assert chosen == {1, 2, 3}
 
 
+# ---------------------------------------------------------------------- whole words
+
+STARTS = np.arange(VOCAB) % 3 == 0  # every third id begins a word
+STARTS[list(SPECIAL)] = False
+
+
+def words(row):
+    """Places of the tokens of each word of a row."""
+    found, before = [], None
+    for place, index in enumerate(row):
+        if index not in SPECIAL:
+            if STARTS[index] or before != place - 1:
+                found.append([])
+            found[-1].append(place)
+            before = place
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["always", "80-10-10"])
+def test_all_tokens_of_a_word_are_predicted_or_none(ids, scheme):
+    ids[::3, 50] = MASK  # a special token also ends a word
+    rng = np.random.default_rng(0)
+    new, labels = mask_tokens(ids, rng, 0.4, MASK, SPECIAL, scheme, VOCAB, STARTS)
+    chosen = labels != IGNORE_INDEX
+    shares = [row[word].mean() for row, some in zip(chosen, map(words, ids), strict=True) for word in some]
+    assert set(shares) == {0.0, 1.0}
+    # the share of words, and of tokens, is the rate; five standard deviations, and words have at most 20 tokens
+    assert np.mean(shares) == pytest.approx(0.4, abs=5 * np.sqrt(0.24 / len(shares)))
+    sizes = np.array([len(word) for some in map(words, ids) for word in some])
+    assert sizes.max() > 5
+    tolerance = 5 * np.sqrt(0.24 * (sizes**2).sum()) / sizes.sum()
+    assert chosen.sum() / sizes.sum() == pytest.approx(0.4, abs=tolerance)
+    assert not np.isin(ids[chosen], SPECIAL).any()
+    np.testing.assert_array_equal(labels[chosen], ids[chosen])
+    if scheme == "always":
+        np.testing.assert_array_equal(new, np.where(chosen, MASK, ids))
+
+
+def test_single_tokens_are_words_of_one_token(ids):
+    every = mask_tokens(
+        ids, np.random.default_rng(5), 0.3, MASK, SPECIAL, "80-10-10", VOCAB, np.ones(VOCAB, dtype=bool)
+    )
+    for ours, theirs in zip(every, masked(ids, 5, 0.3, "80-10-10"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_word_ends_with_its_row():
+    ids, seen = np.array([[7, 8], [7, 8]]), set()  # neither id begins a word
+    for seed in range(50):
+        _, labels = mask_tokens(ids, np.random.default_rng(seed), 0.5, MASK, SPECIAL, word_starts=STARTS)
+        seen.add(tuple((labels != IGNORE_INDEX).ravel().tolist()))
+    assert seen == {(True, True, True, True), (True, True, False, False), (False, False, True, True)}
+
+
+def test_there_is_always_a_word():
+    row = np.array([0, 6, 7, 8, 9, 10, 2, 10, 1])  # 6, 9 begin words, and 10 does behind 2
+    chosen = set()
+    for seed in range(50):
+        _, labels = mask_tokens(row, np.random.default_rng(seed), 1e-9, MASK, SPECIAL, word_starts=STARTS)
+        chosen.add(tuple(np.flatnonzero(labels != IGNORE_INDEX).tolist()))
+    assert chosen == {(1, 2, 3), (4, 5), (7,)}
+
+
 def test_every_token_predicts_the_next_one_that_is_no_padding():
     ids = np.array([[0, 50, 51, 2], [0, 52, 2, 1]], dtype=np.int32)
     new, labels = next_tokens(ids, 1)

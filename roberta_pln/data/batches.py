@@ -1,0 +1,263 @@
+"""Features as padded batches: in a seeded order, from any position on, shared out among any number of ranks.
+
+What a batch holds depends on the features, the settings, the seed, and its position: the number of the epoch and its
+own number in it. So a run that stops and goes on at a position sees the batches it would have seen, masks included, and
+all ranks together see at each step the batch that one alone would see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roberta_pln.checks import InputError
+from roberta_pln.data.evaluation import Label
+from roberta_pln.data.features import Feature
+from roberta_pln.data.masking import Scheme, mask_tokens
+from roberta_pln.data.packing import BUCKET, group
+from roberta_pln.numerics import IGNORE_INDEX
+from roberta_pln.tokenizer import Tokenizer
+
+Arrays = dict[str, NDArray[Any]]
+"""Arguments of a model by name: int64, but float32 for the labels of a regression."""
+
+_ORDER: Final = 0
+"""Streams of randomness of an epoch: 0 is its order, and 1 + i its batch i."""
+
+
+class Position(NamedTuple):
+    """Where to go on. `_asdict()` is what JSON can hold, and `Position(**that)` the position again."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+START: Final = Position()
+"""The first batch of all."""
+
+
+class Batches:
+    """The batches of all epochs.
+
+    The order of an epoch depends on the seed and the epoch only. Batches of similar lengths are drawn from rows whose
+    lengths agree up to `packing.BUCKET`; all epochs have the same number of batches.
+
+    Args:
+        rows: features, such as `Features.rows`.
+        pad_token_id: id of `<pad>`.
+        batch_size: rows of a batch, over all ranks. The last batch of an epoch may have fewer.
+        tokens: instead of it, most ids of a batch over all ranks, padding included; a longer row is a batch by itself.
+        seed: at least 0.
+        shuffle: whether every epoch has an order of its own; otherwise it is that of the rows.
+        by_length: whether rows of a shuffled batch have similar lengths; `tokens` needs it.
+        lengths: the only lengths that batches are padded to, for programs compiled for fixed shapes (which also need
+            `batch_size` and `drop_last`); each batch takes the least that is enough for its rows, over all ranks.
+        multiple: without `lengths`, the length is the next multiple of this number.
+        drop_last: leave out, in every epoch, as many rows as would not fill a batch of `batch_size`; when shuffled,
+            others each time.
+        label: makes the labels of a batch while it is read, see `masker`. It gets all ranks' rows and draws from
+            `numpy.random.default_rng([seed, epoch, 1 + batch])`.
+        rank, world_size: this process reads rows `rank`, `rank + world_size`, ... of every batch. The means over their
+            labels weigh the same where ranks have as many labels each, and not otherwise.
+
+    Raises:
+        InputError: when an argument is not as above, a row is longer than all `lengths`, or a batch has fewer rows than
+            there are ranks.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Feature],
+        pad_token_id: int,
+        *,
+        batch_size: int | None = None,
+        tokens: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        by_length: bool = True,
+        lengths: Sequence[int] | None = None,
+        multiple: int = 1,
+        drop_last: bool = False,
+        label: Label | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _at_least_one(batch_size=batch_size, tokens=tokens, multiple=multiple, world_size=world_size, rows=len(rows))
+        if (batch_size is None) == (tokens is None):
+            raise InputError(f"one of batch_size and tokens is needed, got {batch_size} and {tokens}")
+        if tokens is not None and (drop_last or (shuffle and not by_length)):
+            raise InputError("tokens makes batches of rows of similar length, all kept: leave by_length and drop_last")
+        if not 0 <= rank < world_size or seed < 0:
+            raise InputError(f"rank must be in [0, {world_size}) and seed at least 0, got rank {rank} and seed {seed}")
+        self.rows, self.pad_token_id = rows, pad_token_id
+        self.seed, self.shuffle, self.label = seed, shuffle, label
+        self.rank, self.world_size = rank, world_size
+        self._lengths, self._multiple = sorted(lengths or ()), multiple
+        # Rounded up before rows are grouped, so that groups of `tokens` have the same sizes whatever the shuffle.
+        rounding = BUCKET if shuffle else 1
+        sizes = [_choices(row["input_ids"]) * _next_multiple(self._width(_longest(row)), rounding) for row in rows]
+        self._grouping: dict[str, Any] = dict(
+            lengths=sizes, tokens=tokens, rows=batch_size, by_length=by_length, drop_last=drop_last
+        )
+        self._order: tuple[int, list[list[int]]] = (-1, [])
+        least = min(map(len, self.order(0)), default=0)
+        if least < world_size:
+            raise InputError(
+                f"every batch must have a row for each rank ({world_size}), got one of {least} from {len(rows)} rows: "
+                f"use larger batches, or batch_size with drop_last if it is the last batch"
+            )
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+        return len(self._order[1])
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """The indices of the rows of each batch of an epoch, over all ranks."""
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch, _ORDER]) if self.shuffle else None
+            self._order = epoch, group(rng=rng, **self._grouping)
+        return self._order[1]
+
+    def indices(self, position: Position) -> list[int]:
+        """The indices of the rows of a batch, those of this rank."""
+        return self._global_indices(position)[self.rank :: self.world_size]
+
+    def batch(self, position: Position) -> Arrays:
+        """One batch, as this rank sees it.
+
+        Returns:
+            Arguments of a model: `input_ids` and `attention_mask` (1 token, 0 padding), both (B, T), or (B, C, T) of
+            multiple choice; and the labels, padded with `IGNORE_INDEX` where they are (B, T).
+
+        Raises:
+            InputError: when an epoch has no such batch.
+        """
+        rows = [self.rows[index] for index in self._global_indices(position)]
+        width = self._width(max(map(_longest, rows)))
+        arrays = collate(rows, self.pad_token_id, width)
+        if self.label is not None:
+            rng = np.random.default_rng([self.seed, position.epoch, 1 + position.batch])
+            arrays["input_ids"], arrays["labels"] = self.label(arrays["input_ids"], rng)
+        return {name: array[self.rank :: self.world_size] for name, array in arrays.items()}
+
+    def run(self, start: Position = START, epochs: int | None = None) -> Iterator[tuple[Arrays, Position]]:
+        """The batches from a position on, each with the position behind it, where a run that stops here goes on.
+
+        Args:
+            start: the first batch.
+            epochs: number of the epoch before which to stop; `None` goes on for ever.
+        """
+        position = Position(*start)
+        while epochs is None or position.epoch < epochs:
+            arrays = self.batch(position)
+            behind = position.batch + 1
+            position = Position(position.epoch, behind) if behind < len(self) else Position(position.epoch + 1)
+            yield arrays, position
+
+    def _global_indices(self, position: Position) -> list[int]:
+        if position.epoch < 0 or not 0 <= position.batch < len(self):
+            raise InputError(
+                f"a position must have an epoch of at least 0 and a batch in [0, {len(self)}), got {position}: is it "
+                f"one of other data or settings?"
+            )
+        return self.order(position.epoch)[position.batch]
+
+    def _width(self, longest: int) -> int:
+        if not self._lengths:
+            return _next_multiple(longest, self._multiple)
+        if longest > self._lengths[-1]:
+            raise InputError(
+                f"a row must fit into one of lengths {self._lengths}, got {longest} tokens: add a longer length, or "
+                f"make features of a shorter max_length"
+            )
+        return next(length for length in self._lengths if longest <= length)
+
+
+def masker(tokenizer: Tokenizer, rate: float, scheme: Scheme = "always", whole_words: bool = False) -> Label:
+    """What hides tokens of a masked language model, see `masking.mask_tokens`.
+
+    A row in which no token is predicted is masked once more by itself, so that every row, and with it every rank, has
+    something to learn. Shorter rows are so predicted a little more often than `rate` says.
+
+    Args:
+        tokenizer: the model's.
+        rate: in (0, 1].
+        scheme: one of `masking.SCHEMES`.
+        whole_words: whether all tokens of a word are predicted together.
+    """
+    starts = tokenizer.word_starts if whole_words else None
+    settings = rate, tokenizer.mask_token_id, tokenizer.special_ids, scheme, tokenizer.vocab_size, starts
+
+    def hide(ids: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        new, labels = mask_tokens(ids, rng, *settings)
+        for row in np.flatnonzero((labels == IGNORE_INDEX).all(-1)):
+            new[row], labels[row] = mask_tokens(ids[row], rng, *settings)
+        return new, labels
+
+    return hide
+
+
+def collate(rows: Sequence[Feature], pad_token_id: int, length: int | None = None) -> Arrays:
+    """Features as arrays, padded on the right.
+
+    Args:
+        rows: at least one feature; all have the same arguments.
+        pad_token_id: id of `<pad>`.
+        length: T; `None` is that of the longest row.
+
+    Returns:
+        Arguments of a model: `input_ids` and `attention_mask` (1 token, 0 padding), both (B, T), or (B, C, T) for
+        multiple choice; what else the features hold, (B,) for numbers, or (B, T) padded with `IGNORE_INDEX` for lists.
+
+    Raises:
+        InputError: when rows have different numbers of choices.
+    """
+    length = max(map(_longest, rows)) if length is None else length
+    ids = [row["input_ids"] for row in rows]
+    ones = [[[1] * len(choice) for choice in row] if _nested(row) else [1] * len(row) for row in ids]
+    arrays: Arrays = {"input_ids": _pad(ids, length, pad_token_id), "attention_mask": _pad(ones, length, 0)}
+    for name in rows[0].keys() - {"input_ids"}:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], Sequence):
+            arrays[name] = _pad(values, length, IGNORE_INDEX)
+        else:
+            arrays[name] = np.array(values, dtype=np.float32 if isinstance(values[0], float) else np.int64)
+    return arrays
+
+
+def _pad(values: Sequence[Sequence[Any]], length: int, fill: int) -> NDArray[np.int64]:
+    if _nested(values[0]):
+        counts = sorted({len(value) for value in values})
+        if len(counts) > 1:
+            raise InputError(f"all rows of a batch must have the same number of choices, got {counts}")
+        return np.stack([_pad(value, length, fill) for value in values])  # (B, C, T)
+    array = np.full((len(values), length), fill, dtype=np.int64)  # (B, T)
+    for row, some in zip(array, values, strict=True):
+        row[: len(some)] = some
+    return array
+
+
+def _nested(values: Sequence[Any]) -> bool:
+    return isinstance(values[0], Sequence)
+
+
+def _choices(ids: Sequence[Any]) -> int:
+    return len(ids) if _nested(ids) else 1
+
+
+def _longest(row: Feature) -> int:
+    ids = row["input_ids"]
+    return max(map(len, ids)) if _nested(ids) else len(ids)
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def _at_least_one(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")

@@ -21,7 +21,7 @@ EXTRA = {
     "pt": {
         "is_alone",  # hooks, and layers that are replaced, are PyTorch's
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
-        # XLA keeps what it has computed anew just as long, so only PyTorch decides on it for attention alone.
+        # Only PyTorch computes probabilities of long texts anew; on processors XLA would need no less memory.
         *("MultiHeadAttention.is_recomputed", "MultiHeadAttention.mix"),
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only

@@ -17,7 +17,7 @@ from roberta_pln.checks import InputError
 from roberta_pln.data.evaluation import Label
 from roberta_pln.data.features import Feature
 from roberta_pln.data.masking import Scheme, mask_tokens
-from roberta_pln.data.packing import BUCKET, group
+from roberta_pln.data.packing import BUCKET, group, pad
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.tokenizer import Tokenizer
 
@@ -234,10 +234,7 @@ def _pad(values: Sequence[Sequence[Any]], length: int, fill: int) -> NDArray[np.
         if len(counts) > 1:
             raise InputError(f"all rows of a batch must have the same number of choices, got {counts}")
         return np.stack([_pad(value, length, fill) for value in values])  # (B, C, T)
-    array = np.full((len(values), length), fill, dtype=np.int64)  # (B, T)
-    for row, some in zip(array, values, strict=True):
-        row[: len(some)] = some
-    return array
+    return pad(values, length, fill)
 
 
 def _nested(values: Sequence[Any]) -> bool:

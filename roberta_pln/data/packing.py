@@ -102,11 +102,16 @@ def batches(
         Arrays (B, T) of int64.
     """
     for indices in group([len(row) for row in rows], rng, tokens):
-        width = max(len(rows[index]) for index in indices)
-        batch = np.full((len(indices), width), pad_token_id, dtype=np.int64)  # (B, T)
-        for place, index in enumerate(indices):
-            batch[place, : len(rows[index])] = rows[index]
-        yield batch
+        chosen = [rows[index] for index in indices]
+        yield pad(chosen, max(map(len, chosen)), pad_token_id)
+
+
+def pad(rows: Sequence[Sequence[int]], length: int, fill: int) -> NDArray[np.int64]:
+    """Rows as one array (B, length), filled up on the right."""
+    array = np.full((len(rows), length), fill, dtype=np.int64)
+    for place, row in zip(array, rows, strict=True):
+        place[: len(row)] = row
+    return array
 
 
 def group(

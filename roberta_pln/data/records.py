@@ -64,12 +64,13 @@ def _are_answers(value: Any) -> bool:
 TEXT: Final = Column("a string of Unicode characters", _is_text)
 STRINGS: Final = Column("a list of strings", _are_strings)
 OPTIONAL_TEXT: Final = TEXT._replace(optional=True)
+NAME: Final = Column("a string or an integer", lambda value: isinstance(value, str) or _is_integer(value))
 
 COLUMNS: Final[Mapping[str, Mapping[str, Column]]] = {
     "classification": {
         "text": TEXT,
         "text_pair": OPTIONAL_TEXT,
-        "label": Column("a string or an integer", lambda value: isinstance(value, str) or _is_integer(value)),
+        "label": NAME,
     },
     "regression": {"text": TEXT, "text_pair": OPTIONAL_TEXT, "label": Column("a finite number", _is_number)},
     "token-classification": {"words": STRINGS, "labels": STRINGS},
@@ -77,7 +78,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, Column]]] = {
         "question": TEXT,
         "context": TEXT,
         "answers": Column('{"text": [strings], "answer_start": [as many integers]}', _are_answers),
-        "id": Column("a string or an integer", lambda value: isinstance(value, str) or _is_integer(value), True),
+        "id": NAME._replace(optional=True),
     },
     "multiple-choice": {
         "prompt": OPTIONAL_TEXT,

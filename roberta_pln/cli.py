@@ -1,4 +1,4 @@
-"""The command line: `roberta-pln demo | predict | generate | convert | inspect | verify`."""
+"""The command line: `roberta-pln demo | predict | generate | train | convert | inspect | verify`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from roberta_pln import __version__, backends, checkpoint, schema
 from roberta_pln.checkpoint import hub, summary
 from roberta_pln.config import DTYPES, RobertaPreLayerNormConfig
+from roberta_pln.training import settings
+from roberta_pln.training.loop import TrainingError
 
 FAILED, UNUSABLE = 1, 2
 """Exit statuses: what was checked does not hold; what was asked for cannot be done."""
@@ -22,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backends.quiet()
     try:
         return int(COMMANDS[options.command](options))
-    except (ValueError, OSError, ImportError, backends.BackendError) as error:
+    except (ValueError, OSError, ImportError, backends.BackendError, TrainingError) as error:
         print(f"roberta-pln: error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -67,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--count", type=int, metavar="N", dest="num_return_sequences", help="continuations of each text"
     )
+
+    train = commands.add_parser("train", help="train a model on examples, or go on with a run that was stopped")
+    train.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML or TOML; options win over it")
+    train.add_argument(
+        "--preset", choices=settings.PRESETS, default=argparse.SUPPRESS, help="settings that a paper found good"
+    )
+    train.add_argument("--overwrite", action="store_true", help="remove what another run has left in OUTPUT")
+    _add_settings(train)
 
     convert = commands.add_parser("convert", help="write a checkpoint again in another format, type or number of files")
     convert.add_argument("source", metavar="SRC", help="a checkpoint: a directory, a file or a hub id")
@@ -127,6 +138,20 @@ def generate(options: argparse.Namespace) -> int:
     texts = options.text if options.text else _lines(options.file)
     for result in continue_texts(options.path, texts, options.backend, options.dtype, **asked):
         print(json.dumps(result, ensure_ascii=False), flush=True)
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model."""
+    from roberta_pln.training.loop import Run
+
+    known = ("preset", *settings.texts())
+    given = {name: value for name, value in vars(options).items() if name in known}
+    asked = settings.Settings.of({**(settings.read(options.config) if options.config else {}), **given})
+    run = Run(asked, overwrite=options.overwrite, show=sys.stderr.isatty())
+    found = run.train()
+    if found is not None and run.trainer.is_main:
+        print(json.dumps(found))
     return 0
 
 
@@ -195,6 +220,7 @@ COMMANDS = {
     "demo": demo,
     "predict": predict,
     "generate": generate,
+    "train": train,
     "convert": convert,
     "inspect": inspect,
     "verify": verify,
@@ -215,6 +241,33 @@ _GENERATION = (
 """Options of the command that go to the model as they are."""
 
 _FORMATS_TEXT = f"one of {', '.join(checkpoint.FORMATS)}"
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """An option for every setting; what is not given is left to the file, and then to the default."""
+    defaults = settings.defaults()
+    for name, text in settings.texts().items():
+        default = defaults.get(name)
+        shown = "" if default in (None, (), False) else f" (default {default})"
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            help=text.rstrip(".") + shown,
+            default=argparse.SUPPRESS,
+            **_OPTIONS_OF.get(settings.kind(name), {"metavar": "NAME"}),
+        )
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+_OPTIONS_OF: dict[str, dict[str, Any]] = {
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": _number_or_none, "metavar": "X"},
+    "bool": {"action": argparse.BooleanOptionalAction},
+    "tuple[str, ...]": {"nargs": "+", "metavar": "PATH"},
+}
+"""How a setting is read that is no text; `none` is a number that is not there, such as that of `--clip`."""
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:

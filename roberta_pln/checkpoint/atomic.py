@@ -62,7 +62,8 @@ class Transaction:
     def commit(self) -> None:
         """Make the changes."""
         removals = [name for name in self._removals if name not in self._renames.values()]
-        if len(self._renames) == 1 and not removals:
+        single = [self.folder / name for name in self._renames.values()]
+        if len(single) == 1 and not removals and not single[0].is_dir():  # a folder is removed before another takes it
             _apply(self.folder, self._renames, [])
         elif self._renames or removals:
             text = json.dumps({"rename": self._renames, "remove": removals})

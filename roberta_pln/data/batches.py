@@ -1,8 +1,8 @@
-"""Features as padded batches: in a seeded order, from any position on, shared out among any number of ranks.
+"""Features as padded batches: in a seeded order, from any position on.
 
 What a batch holds depends on the features, the settings, the seed, and its position: the number of the epoch and its
-own number in it. So a run that stops and goes on at a position sees the batches it would have seen, masks included, and
-all ranks together see at each step the batch that one alone would see.
+own number in it. So a run that stops and goes on at a position sees the batches it would have seen, masks included.
+Every process of a run with several makes the same batches, and takes its part of each; see `training/shares.py`.
 """
 
 from __future__ import annotations
@@ -48,24 +48,21 @@ class Batches:
     Args:
         rows: features, such as `Features.rows`.
         pad_token_id: id of `<pad>`.
-        batch_size: rows of a batch, over all ranks. The last batch of an epoch may have fewer.
-        tokens: instead of it, most ids of a batch over all ranks, padding included; a longer row is a batch by itself.
+        batch_size: rows of a batch. The last batch of an epoch may have fewer.
+        tokens: instead of it, most ids of a batch, padding included; a longer row is a batch by itself.
         seed: at least 0.
         shuffle: whether every epoch has an order of its own; otherwise it is that of the rows.
         by_length: whether rows of a shuffled batch have similar lengths; `tokens` needs it.
         lengths: the only lengths that batches are padded to, for programs compiled for fixed shapes (which also need
-            `batch_size` and `drop_last`); each batch takes the least that is enough for its rows, over all ranks.
+            `batch_size` and `drop_last`); each batch takes the least that is enough for its rows.
         multiple: without `lengths`, the length is the next multiple of this number.
         drop_last: leave out, in every epoch, as many rows as would not fill a batch of `batch_size`; when shuffled,
             others each time.
-        label: makes the labels of a batch while it is read, see `masker`. It gets all ranks' rows and draws from
+        label: makes the labels of a batch while it is read, see `masker`. It draws from
             `numpy.random.default_rng([seed, epoch, 1 + batch])`.
-        rank, world_size: this process reads rows `rank`, `rank + world_size`, ... of every batch. The means over their
-            labels weigh the same where ranks have as many labels each, and not otherwise.
 
     Raises:
-        InputError: when an argument is not as above, a row is longer than all `lengths`, or a batch has fewer rows than
-            there are ranks.
+        InputError: when an argument is not as above, a row is longer than all `lengths`, or there is no batch.
     """
 
     def __init__(
@@ -82,19 +79,16 @@ class Batches:
         multiple: int = 1,
         drop_last: bool = False,
         label: Label | None = None,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        _at_least_one(batch_size=batch_size, tokens=tokens, multiple=multiple, world_size=world_size, rows=len(rows))
+        _at_least_one(batch_size=batch_size, tokens=tokens, multiple=multiple, rows=len(rows))
         if (batch_size is None) == (tokens is None):
             raise InputError(f"one of batch_size and tokens is needed, got {batch_size} and {tokens}")
         if tokens is not None and (drop_last or (shuffle and not by_length)):
             raise InputError("tokens makes batches of rows of similar length, all kept: leave by_length and drop_last")
-        if not 0 <= rank < world_size or seed < 0:
-            raise InputError(f"rank must be in [0, {world_size}) and seed at least 0, got rank {rank} and seed {seed}")
+        if seed < 0:
+            raise InputError(f"seed must be at least 0, got {seed}")
         self.rows, self.pad_token_id = rows, pad_token_id
         self.seed, self.shuffle, self.label = seed, shuffle, label
-        self.rank, self.world_size = rank, world_size
         self._lengths, self._multiple = sorted(lengths or ()), multiple
         # Rounded up before rows are grouped, so that groups of `tokens` have the same sizes whatever the shuffle.
         rounding = BUCKET if shuffle else 1
@@ -103,11 +97,9 @@ class Batches:
             lengths=sizes, tokens=tokens, rows=batch_size, by_length=by_length, drop_last=drop_last
         )
         self._order: tuple[int, list[list[int]]] = (-1, [])
-        least = min(map(len, self.order(0)), default=0)
-        if least < world_size:
+        if not self.order(0):
             raise InputError(
-                f"every batch must have a row for each rank ({world_size}), got one of {least} from {len(rows)} rows: "
-                f"use larger batches, or batch_size with drop_last if it is the last batch"
+                f"drop_last needs at least {batch_size} rows, which fill a batch, got {len(rows)}: use smaller batches"
             )
 
     def __len__(self) -> int:
@@ -115,18 +107,27 @@ class Batches:
         return len(self._order[1])
 
     def order(self, epoch: int) -> list[list[int]]:
-        """The indices of the rows of each batch of an epoch, over all ranks."""
+        """The indices of the rows of each batch of an epoch."""
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch, _ORDER]) if self.shuffle else None
             self._order = epoch, group(rng=rng, **self._grouping)
         return self._order[1]
 
     def indices(self, position: Position) -> list[int]:
-        """The indices of the rows of a batch, those of this rank."""
-        return self._global_indices(position)[self.rank :: self.world_size]
+        """The indices of the rows of a batch.
+
+        Raises:
+            InputError: when an epoch has no such batch.
+        """
+        if position.epoch < 0 or not 0 <= position.batch < len(self):
+            raise InputError(
+                f"a position must have an epoch of at least 0 and a batch in [0, {len(self)}), got {position}: is it "
+                f"one of other data or settings?"
+            )
+        return self.order(position.epoch)[position.batch]
 
     def batch(self, position: Position) -> Arrays:
-        """One batch, as this rank sees it.
+        """One batch.
 
         Returns:
             Arguments of a model: `input_ids` and `attention_mask` (1 token, 0 padding), both (B, T), or (B, C, T) of
@@ -135,13 +136,13 @@ class Batches:
         Raises:
             InputError: when an epoch has no such batch.
         """
-        rows = [self.rows[index] for index in self._global_indices(position)]
+        rows = [self.rows[index] for index in self.indices(position)]
         width = self._width(max(map(_longest, rows)))
         arrays = collate(rows, self.pad_token_id, width)
         if self.label is not None:
             rng = np.random.default_rng([self.seed, position.epoch, 1 + position.batch])
             arrays["input_ids"], arrays["labels"] = self.label(arrays["input_ids"], rng)
-        return {name: array[self.rank :: self.world_size] for name, array in arrays.items()}
+        return arrays
 
     def run(self, start: Position = START, epochs: int | None = None) -> Iterator[tuple[Arrays, Position]]:
         """The batches from a position on, each with the position behind it, where a run that stops here goes on.
@@ -152,18 +153,13 @@ class Batches:
         """
         position = Position(*start)
         while epochs is None or position.epoch < epochs:
-            arrays = self.batch(position)
-            behind = position.batch + 1
-            position = Position(position.epoch, behind) if behind < len(self) else Position(position.epoch + 1)
+            arrays, position = self.batch(position), self.behind(position)
             yield arrays, position
 
-    def _global_indices(self, position: Position) -> list[int]:
-        if position.epoch < 0 or not 0 <= position.batch < len(self):
-            raise InputError(
-                f"a position must have an epoch of at least 0 and a batch in [0, {len(self)}), got {position}: is it "
-                f"one of other data or settings?"
-            )
-        return self.order(position.epoch)[position.batch]
+    def behind(self, position: Position) -> Position:
+        """The position of the next batch."""
+        epoch, batch = position
+        return Position(epoch, batch + 1) if batch + 1 < len(self) else Position(epoch + 1)
 
     def _width(self, longest: int) -> int:
         if not self._lengths:
@@ -179,7 +175,7 @@ class Batches:
 def masker(tokenizer: Tokenizer, rate: float, scheme: Scheme = "always", whole_words: bool = False) -> Label:
     """What hides tokens of a masked language model, see `masking.mask_tokens`.
 
-    A row in which no token is predicted is masked once more by itself, so that every row, and with it every rank, has
+    A row in which no token is predicted is masked once more by itself, so that every row has
     something to learn. Shorter rows are so predicted a little more often than `rate` says.
 
     Args:

@@ -56,12 +56,13 @@ class Recipe:
     """One of `PRECISIONS`. With `bfloat16` matrix products and activations are in it, and parameters in float32."""
     gradient_checkpointing: bool = False
     """Whether the backward pass computes each layer anew, to need less memory."""
+    freeze: tuple[str, ...] = ()
+    """Parameters, or modules with all of theirs, that are not trained, such as roberta_prelayernorm.embeddings."""
     seed: int = 0
-    """What dropout and fresh parameters are drawn from."""
+    """What dropout, fresh parameters, and the order of the examples are drawn from."""
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            holds, text = rule
+        for name, (holds, text) in _RULES.items():
             value = getattr(self, name)
             if not holds(value):
                 raise InputError(f"{name} must be {text}, got {value!r}")
@@ -81,7 +82,7 @@ class Recipe:
         if self.schedule == "constant":
             return self.learning_rate
         done = (step - warmup) / (steps - warmup)
-        left = {
+        left: float = {
             "linear": 1 - done,
             "polynomial": (1 - done) ** self.power,
             "cosine": (1 + math.cos(math.pi * done)) / 2,
@@ -124,5 +125,9 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "accumulation": (lambda value: isinstance(value, int) and value >= 1, "an integer of at least 1"),
     "precision": (PRECISIONS.__contains__, f"one of {', '.join(PRECISIONS)}"),
     "gradient_checkpointing": (lambda value: isinstance(value, bool), "True or False"),
+    "freeze": (
+        lambda value: isinstance(value, tuple) and all(isinstance(path, str) for path in value),
+        "paths of parameters",
+    ),
     "seed": (lambda value: isinstance(value, int) and value >= 0, "an integer of at least 0"),
 }

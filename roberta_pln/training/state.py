@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,21 +52,21 @@ def pretrained(
     """The weights of a checkpoint for a head; those it lacks are drawn, the same ones for every backend.
 
     Args:
-        path: a checkpoint, see `loading.prepare`, which also warns of what is drawn.
+        path: a checkpoint, see `loading.prepare`. What it lacks is drawn without a warning: it is to be trained.
         head: one of `schema.HEADS`.
         dtype: of the weights.
         seed: see `fresh`.
         **overrides: fields of the config.
     """
-    loaded = loading.prepare(path, head, dtype=dtype, **overrides)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = loading.prepare(path, head, dtype=dtype, **overrides)
     weights = {parameter.name: np.array(array) for parameter, array in loaded.tensors()}
     weights |= fresh(loaded.config, loaded.fresh(), dtype, seed)
     return loaded.config, {name: weights[name] for name in loaded.parameters}
 
 
-def fresh(
-    config: RobertaPreLayerNormConfig, parameters: Iterable[Parameter], dtype: str, seed: int
-) -> Tensors:
+def fresh(config: RobertaPreLayerNormConfig, parameters: Iterable[Parameter], dtype: str, seed: int) -> Tensors:
     """New weights as the schema says; each depends on the seed and its own name only.
 
     Args:
@@ -129,9 +130,7 @@ def load(folder: Path, head: str, dtype: str) -> tuple[Snapshot, dict[str, Any]]
     if found != expected:
         wrong = sorted(name for name, _ in found.items() ^ expected.items())
         raise CheckpointError(f"moments and weights of {folder} do not belong together: {', '.join(wrong[:5])}")
-    first, second = (
-        {name: np.array(stored[f"{kind}.{name}"].read(), dtype) for name in weights} for kind in _MOMENTS
-    )
+    first, second = ({name: np.array(stored[f"{kind}.{name}"].read(), dtype) for name in weights} for kind in _MOMENTS)
     return Snapshot(step, weights, first, second), progress
 
 

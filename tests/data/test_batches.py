@@ -142,33 +142,6 @@ def test_a_run_goes_on_for_ever():
     assert positions == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_ranks_together_read_what_one_reads(tokenizer, settings, masked):
-    given = rows(39)  # a last batch of three
-
-    def made(rank, world_size):
-        label = masker(tokenizer, 0.05) if masked else None
-        return Batches(given, PAD, rank=rank, world_size=world_size, label=label, **settings)
-
-    alone = [arrays for arrays, _ in read(made(0, 1))]
-    for world_size in (2, 3):
-        shares = [read(made(rank, world_size)) for rank in range(world_size)]
-        together = []
-        for step in zip(*shares, strict=True):
-            assert len({position for _, position in step}) == 1
-            joined = {}
-            for name in step[0][0]:
-                joined[name] = np.empty_like(alone[len(together)][name])
-                for rank, (arrays, _) in enumerate(step):
-                    joined[name][rank::world_size] = arrays[name]
-                    assert len(arrays[name]) > 0
-                    if masked and name == "labels":
-                        assert (arrays[name] != IGNORE_INDEX).any(1).all()
-            together.append(joined)
-        same(together, alone)
-
-
 def test_masks_are_those_of_the_batch_and_every_row_has_one(tokenizer):
     given = [{"input_ids": row["input_ids"]} for row in rows(64)]
     batches = Batches(given, PAD, batch_size=32, seed=7, label=masker(tokenizer, 0.05, "80-10-10", True))
@@ -256,19 +229,14 @@ def test_choices_must_be_as_many():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 2, "multiple": 0}, "multiple must be at least 1, got 0"),
         ({"batch_size": 2, "rows": []}, "rows must be at least 1, got 0"),
-        ({"batch_size": 2, "rank": 1}, r"rank must be in \[0, 1\) and seed at least 0, got rank 1 and seed 0"),
-        ({"batch_size": 2, "seed": -1}, "got rank 0 and seed -1"),
+        ({"batch_size": 2, "seed": -1}, "seed must be at least 0, got -1"),
         ({"tokens": 99, "by_length": False}, "leave by_length and drop_last"),
         ({"tokens": 99, "drop_last": True}, "leave by_length and drop_last"),
         (
             {"batch_size": 4, "lengths": [8, 16]},
             r"must fit into one of lengths \[8, 16\], got \d+ tokens: add a longer",
         ),
-        (
-            {"batch_size": 6, "world_size": 2},
-            r"for each rank \(2\), got one of 1 from 37 rows: use larger .* drop_last",
-        ),
-        ({"batch_size": 99, "drop_last": True}, r"for each rank \(1\), got one of 0 from 37 rows"),
+        ({"batch_size": 99, "drop_last": True}, "drop_last needs at least 99 rows, which fill a batch, got 37"),
     ],
 )
 def test_settings_that_do_not_go(settings, message):

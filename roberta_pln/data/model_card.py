@@ -9,7 +9,7 @@ from roberta_pln.data import corpus, evaluation
 _TEMPLATE = """# A small RoBERTa-PreLayerNorm{noun}
 
 A {kind} with {parameters:,} parameters, stored as {stored_as}, made to try this package and to test it.
-It knows the language of its training text and little else. `scripts/pretrain` trained it and wrote this file;
+It knows the language of its training text and little else. It was trained by {trained_by};
 `scripts/pretrain --evaluate FOLDER` measures the table below again.
 
 ## Text

@@ -10,6 +10,7 @@ from typing import Any
 
 from roberta_pln import checkpoint, schema
 from roberta_pln.checks import InputError
+from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.data import records
 from roberta_pln.data.batches import Batches, masker
 from roberta_pln.data.features import Features
@@ -24,7 +25,7 @@ class Examples:
 
     Args:
         settings: which files, and how they become rows.
-        source: the checkpoint that the model starts from, or goes on with.
+        source: the checkpoint that the model starts from, or goes on with; new weights need its config only.
         tokenizer: a directory with the model's.
         goes_on: whether the labels are those of the checkpoint in any case.
 
@@ -37,7 +38,12 @@ class Examples:
         self.files = {name: Path(path) for name, path in (("train", settings.train), ("eval", settings.eval)) if path}
         self.records = {name: records.read(path, settings.task) for name, path in self.files.items()}
         self.tokenizer = Tokenizer.from_pretrained(tokenizer)
-        self.config = checkpoint.open(source).needed_config()
+        from_config = settings.fresh and not goes_on
+        self.config = (
+            RobertaPreLayerNormConfig.from_pretrained(source)
+            if from_config
+            else checkpoint.open(source).needed_config()
+        )
         self.features: dict[str, Features] = {}
         names = self._known_labels(goes_on)
         for name, found in self.records.items():

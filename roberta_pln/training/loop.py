@@ -69,7 +69,7 @@ class Run:
         if self.folder.is_dir():
             atomic.finish(self.folder)
         self.goes_on = not overwrite and (self.folder / STATE).is_dir()
-        source = self.folder / STATE if self.goes_on else Path(hub.find_checkpoint(settings.model))
+        source = self.folder / STATE if self.goes_on else hub.find_checkpoint(settings.model)
         self.examples = Examples(settings, source, self.folder if self.goes_on else source, self.goes_on)
         if self.goes_on:
             self._check_settings()

@@ -43,9 +43,13 @@ class Recipe:
     end_rate: float = 0.0
     """The rate that would follow the last step."""
     beta_1: float = 0.9
+    """How much of AdamW's mean of the gradient a step keeps."""
     beta_2: float = 0.999
+    """How much of AdamW's mean of its square a step keeps."""
     epsilon: float = 1e-8
+    """AdamW's, which is added to the root of that mean."""
     weight_decay: float = 0.01
+    """What a step takes off a parameter, as a share of it and of the rate."""
     decayed: str = "matrices"
     """What decays: `matrices`, which leaves biases and norms alone, or `all`."""
     clip: float | None = 1.0

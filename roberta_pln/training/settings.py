@@ -126,7 +126,8 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The flat keys, as JSON can hold them."""
         values = dataclasses.asdict(self)
-        return {**values, **values.pop("recipe"), "freeze": list(self.recipe.freeze)}
+        recipe = values.pop("recipe")
+        return {**values, **recipe, "freeze": list(self.recipe.freeze)}
 
     def changed(self, others: Mapping[str, Any]) -> list[str]:
         """Names of settings that other settings, of flat keys, have other values of, and that matter to the result."""

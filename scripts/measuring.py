@@ -20,14 +20,14 @@ THREADS = "2"
 """Of every process that is measured."""
 
 
-def put_into_readme(name: str, text: str) -> None:
-    """Put a text between the two markers of a name."""
+def put_into_readme(name: str, text: str, file: Path = README) -> None:
+    """Put a text between the two markers of a name, in the README or another file."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
-    readme, count = re.subn(pattern, lambda _: begin + text + end, README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found, count = re.subn(pattern, lambda _: begin + text + end, file.read_text(encoding="utf-8"), flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"the README must have {begin.strip()} and {end.strip()} once, it has them {count} times")
-    README.write_text(readme, encoding="utf-8")
+        raise SystemExit(f"{file} must have {begin.strip()} and {end.strip()} once, it has them {count} times")
+    file.write_text(found, encoding="utf-8")
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -208,7 +208,7 @@ class Run:
     def _tell(self, told: Log | Silence) -> None:
         losses = self._read_losses()
         rate = self.settings.recipe.rate(self.step - 1, self.steps)
-        epoch, seconds = self.step / len(self.batches), round(self.seconds, 2)
+        epoch, seconds = self.step / len(self.batches), round(self.seconds, 3)
         told.write(self.step, loss=sum(losses) / len(losses), rate=rate, epoch=epoch, seconds=seconds)
         self.losses = []
 

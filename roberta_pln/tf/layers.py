@@ -132,12 +132,15 @@ class Replay:
 
 _replay: ContextVar[Replay | None] = ContextVar("replay", default=None)
 
+seeded_apart: ContextVar[bool] = ContextVar("seeded_apart", default=False)
+"""Whether the replicas of a distributed step have put their copies of the generator into states of their own."""
+
 
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     """The generator's next seed, (2,); each replica of a distributed step has its own."""
     seed = (_replay.get() or generator).next()
     replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync == 1:
+    if replica is None or replica.num_replicas_in_sync == 1 or seeded_apart.get():
         return seed
     return tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
 

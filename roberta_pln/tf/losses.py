@@ -24,7 +24,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, name: str = "labels") ->
     logits = tf.cast(logits, at_least_float32(logits.dtype))
     check_labels(name, labels, logits.shape[-1])
     kept = labels != IGNORE_INDEX
-    known = (labels >= 0) & (labels < logits.shape[-1])
+    known = (labels >= 0) & (labels < tf.shape(logits, labels.dtype)[-1])  # tokens, whose number a graph leaves open
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), logits)
     losses = tf.where(kept, tf.where(known, losses, math.nan), 0)
     return tf.reduce_sum(losses) / tf.reduce_sum(tf.cast(kept, losses.dtype))

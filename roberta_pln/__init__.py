@@ -18,6 +18,8 @@ Pick a backend by its import path: `roberta_pln.pt`, `roberta_pln.tf` or `robert
 | How does text become ids? | `tokenizer.py` |
 | How does a decoder continue a text? | `generation.py` |
 | Do two backends compute the same? | `parity.py` |
+| How are examples read and masked, and batches made? | `data/` |
+| How is a model trained, stopped and gone on with? | `training/` |
 | What does the command line do? | `cli.py` |
 | How is the model computed? | `pt/`, `tf/`, `flax/`, which read alike |
 """

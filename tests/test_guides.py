@@ -92,10 +92,7 @@ def test_from_one_framework_to_the_next(folder):
     wanted = commands("README")
     assert len(wanted) == 3
     for command in wanted:
-        small = [
-            str(int(part) // 10) if before == "--until" else part
-            for before, part in itertools.pairwise(command)
-        ]
+        small = [str(int(part) // 10) if before == "--until" else part for before, part in itertools.pairwise(command)]
         assert cli.main([*small, "--steps", "6", "--eval-every", "6"]) == 0
     assert (folder / "runs" / "travels" / "results.json").is_file()
 

@@ -124,5 +124,8 @@ def test_only_language_models_are_measured(pretrain, corpus, tmp_path):
 
 def test_missing_package_names_the_remedy(pretrain, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match="name a text file with --corpus"):
-        pretrain.fetch("no-such-package", tmp_path / "work")
+    monkeypatch.setattr(pretrain.corpus, "BIBLE_FILE", "no/such/file")
+    with pytest.raises(
+        SystemExit, match=r"no /no/such/file.* install bible-kjv-text, or name a text file with --corpus"
+    ):
+        pretrain.documents(pretrain.parse(["--work", str(tmp_path / "work")]))

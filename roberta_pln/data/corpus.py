@@ -8,10 +8,12 @@ import re
 import struct
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 Document = list[str]
 """Lines that follow one another, such as the verses of a chapter."""
+
+T = TypeVar("T")
 
 HELD_OUT_EVERY: Final = 20
 HELD_OUT_FIRST: Final = 10
@@ -36,7 +38,7 @@ def read_documents(path: str | os.PathLike[str]) -> list[Document]:
     return documents
 
 
-def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
+def split(documents: list[T]) -> tuple[list[T], list[T]]:
     """Training documents and held-out documents; whole documents, by position alone."""
     held_out = range(HELD_OUT_FIRST, len(documents), HELD_OUT_EVERY)
     training = [document for index, document in enumerate(documents) if index not in held_out]
@@ -46,6 +48,38 @@ def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
 def sample(held_out: list[Document]) -> list[Document]:
     """The first two lines of every held-out document: little enough to ship with a model."""
     return [document[:2] for document in held_out]
+
+
+def debian_file(package: str, name: str, folder: str | os.PathLike[str]) -> Path:
+    """Find a file of a Debian package, or download the package and unpack it into FOLDER/PACKAGE; needs no root.
+
+    Args:
+        package: name of the package.
+        name: path of the file (or directory) from the root of the file system on, without its first `/`.
+        folder: where packages were, or are to be, unpacked; made if it is not there.
+
+    Returns:
+        The file as it is installed or, if the package is not installed, in FOLDER/PACKAGE.
+
+    Raises:
+        FileNotFoundError: when it is in neither, and `apt-get` and `dpkg` cannot fetch it.
+    """
+    folder = Path(folder)
+    places = (Path("/") / name, folder / package / name)
+    if not any(place.exists() for place in places):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+            archive = max(folder.glob(f"{package}_*.deb"))
+            subprocess.run(["dpkg", "-x", str(archive), str(folder / package)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise FileNotFoundError(
+                f"no /{name}, and its Debian package cannot be fetched ({error}): install {package}"
+            ) from error
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"the Debian package {package} must hold {name}, but does not: install another release")
 
 
 # ---------------------------------------------------------------------- the King James Bible of Debian's bible-kjv-text
@@ -68,11 +102,19 @@ _VERSE: Final = re.compile(r"(\d?[A-Za-z]+\d+):\d+ (.+)")
 
 
 def read_bible(path: str | os.PathLike[str]) -> list[Document]:
+    """The chapters of `read_chapters`, in order, without their names."""
+    return list(read_chapters(path).values())
+
+
+def read_chapters(path: str | os.PathLike[str]) -> dict[str, Document]:
     """Read the chapters of `bible.data`, the text file of Debian's package bible-kjv-text.
 
     The file holds its text in windows, each compressed by itself by compress(1) without that program's header. At byte
     0x54 stand, as big-endian 32-bit numbers, the size of a window, their number n, and n + 1 offsets. The text has one
     verse per line, `Ge1:1 In the beginning ...`, after one title line.
+
+    Returns:
+        The verses of each chapter by its name, such as `Ge1`, in the order of the text.
 
     Raises:
         FileNotFoundError: when there is no such file, or no gzip program, which undoes compress(1).
@@ -94,11 +136,11 @@ def _expand(window: bytes) -> bytes:
     return subprocess.run(["gzip", "-dc"], input=_COMPRESS_HEADER + window, capture_output=True, check=True).stdout
 
 
-def _chapters(text: str) -> list[Document]:
+def _chapters(text: str) -> dict[str, Document]:
     chapters: dict[str, Document] = {}
     for line in text.splitlines()[1:]:
         verse = _VERSE.fullmatch(line.strip())
         if verse is None:
             raise ValueError(f"a line must be a verse such as 'Ge1:1 In the beginning', got {line!r}")
         chapters.setdefault(verse[1], []).append(verse[2].strip())
-    return list(chapters.values())
+    return chapters

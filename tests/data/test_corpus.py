@@ -28,8 +28,9 @@ def bible(text, size):
 @pytest.mark.skipif(shutil.which("gzip") is None, reason="needs the gzip program")
 def test_bible_is_read_by_chapter(tmp_path):
     (tmp_path / "bible.data").write_bytes(bible(TEXT, 40))
-    expected = [["In the beginning.", "And the earth."], ["Speak, LORD."], ["Thus."]]
-    assert corpus.read_bible(tmp_path / "bible.data") == expected
+    expected = {"Ge1": ["In the beginning.", "And the earth."], "1Sm3": ["Speak, LORD."], "Ge2": ["Thus."]}
+    assert corpus.read_chapters(tmp_path / "bible.data") == expected
+    assert corpus.read_bible(tmp_path / "bible.data") == list(expected.values())
 
 
 @pytest.mark.skipif(shutil.which("gzip") is None, reason="needs the gzip program")
@@ -41,6 +42,16 @@ def test_other_files_are_refused(tmp_path, text, size, message):
     (tmp_path / "bible.data").write_bytes(bible(text, size) if text else b"short")
     with pytest.raises(ValueError, match=message):
         corpus.read_bible(tmp_path / "bible.data")
+
+
+def test_a_package_that_was_unpacked_is_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no /no/such/file, and its Debian package.* install no-such"):
+        corpus.debian_file("no-such", "no/such/file", tmp_path / "work")
+    path = tmp_path / "work" / "no-such" / "no" / "such" / "file"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert corpus.debian_file("no-such", "no/such/file", tmp_path / "work") == path
 
 
 def test_blank_lines_separate_documents(tmp_path):

@@ -20,8 +20,9 @@ THREADS = "2"
 """Of every process that is measured."""
 
 
-def put_into_readme(name: str, text: str, file: Path = README) -> None:
+def put_into_readme(name: str, text: str, file: Path | None = None) -> None:
     """Put a text between the two markers of a name, in the README or another file."""
+    file = file or README
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     found, count = re.subn(pattern, lambda _: begin + text + end, file.read_text(encoding="utf-8"), flags=re.DOTALL)

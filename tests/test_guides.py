@@ -65,7 +65,7 @@ def test_the_walk(page, folder):
             lines = Path(arguments[name]).read_text(encoding="utf-8").splitlines(keepends=True)
             short = folder / f"{name[2:]}.jsonl"
             count = 24 if name == "--train" else 8
-            short.write_text("".join(lines[:: len(lines) // count][:count]), encoding="utf-8")
+            short.write_text("".join(lines[::7][:count]), encoding="utf-8")  # classes take turns
             arguments[name] = str(short)
         small = {"--steps": "2", "--eval-every": "2", "--batch-size": "4", "--max-length": "64"}
         assert cli.main(["train", *(part for pair in (arguments | small).items() for part in pair)]) == 0

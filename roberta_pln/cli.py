@@ -13,7 +13,7 @@ from roberta_pln import __version__, backends, checkpoint, schema
 from roberta_pln.checkpoint import hub, summary
 from roberta_pln.config import DTYPES, RobertaPreLayerNormConfig
 from roberta_pln.training import settings
-from roberta_pln.training.loop import TrainingError
+from roberta_pln.training.loop import Run, TrainingError
 
 FAILED, UNUSABLE = 1, 2
 """Exit statuses: what was checked does not hold; what was asked for cannot be done."""
@@ -143,8 +143,6 @@ def generate(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a model."""
-    from roberta_pln.training.loop import Run
-
     known = ("preset", *settings.texts())
     given = {name: value for name, value in vars(options).items() if name in known}
     asked = settings.Settings.of({**(settings.read(options.config) if options.config else {}), **given})

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from roberta_pln.checkpoint.stored import CheckpointError
 
@@ -123,6 +123,17 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a binary file to write; on success it takes the place of `path`, see `replacing`."""
     with replacing(path) as temporary, temporary.open("xb") as file:
         yield file
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with writing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file for people to read, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def finish(folder: str | os.PathLike[str], ours: Callable[[str], bool] = anything) -> None:

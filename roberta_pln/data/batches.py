@@ -92,7 +92,7 @@ class Batches:
         self._lengths, self._multiple = sorted(lengths or ()), multiple
         # Rounded up before rows are grouped, so that groups of `tokens` have the same sizes whatever the shuffle.
         rounding = BUCKET if shuffle else 1
-        sizes = [_choices(row["input_ids"]) * _next_multiple(self._width(_longest(row)), rounding) for row in rows]
+        sizes = [_choices(row["input_ids"]) * _next_multiple(self._width(longest(row)), rounding) for row in rows]
         self._grouping: dict[str, Any] = dict(
             lengths=sizes, tokens=tokens, rows=batch_size, by_length=by_length, drop_last=drop_last
         )
@@ -137,7 +137,7 @@ class Batches:
             InputError: when an epoch has no such batch.
         """
         rows = [self.rows[index] for index in self.indices(position)]
-        width = self._width(max(map(_longest, rows)))
+        width = self._width(max(map(longest, rows)))
         arrays = collate(rows, self.pad_token_id, width)
         if self.label is not None:
             rng = np.random.default_rng([self.seed, position.epoch, 1 + position.batch])
@@ -211,7 +211,7 @@ def collate(rows: Sequence[Feature], pad_token_id: int, length: int | None = Non
     Raises:
         InputError: when rows have different numbers of choices.
     """
-    length = max(map(_longest, rows)) if length is None else length
+    length = max(map(longest, rows)) if length is None else length
     ids = [row["input_ids"] for row in rows]
     ones = [[[1] * len(choice) for choice in row] if _nested(row) else [1] * len(row) for row in ids]
     arrays: Arrays = {"input_ids": _pad(ids, length, pad_token_id), "attention_mask": _pad(ones, length, 0)}
@@ -241,7 +241,8 @@ def _choices(ids: Sequence[Any]) -> int:
     return len(ids) if _nested(ids) else 1
 
 
-def _longest(row: Feature) -> int:
+def longest(row: Feature) -> int:
+    """Tokens of a row, or of its longest choice."""
     ids = row["input_ids"]
     return max(map(len, ids)) if _nested(ids) else len(ids)
 

@@ -16,13 +16,14 @@ from roberta_pln import checks
 from roberta_pln.backends import BACKENDS
 from roberta_pln.checks import InputError
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.data.batches import Arrays
 from roberta_pln.flax import sharding, weights
 from roberta_pln.flax.layers import at_least_float32
 from roberta_pln.flax.pretrained import Params, PreTrainedModule, RobertaPreLayerNormPreTrainedModel, floating
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.schema import LM_HEADS
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, Arrays, share_out
+from roberta_pln.training.shares import LABELS, share_out
 from roberta_pln.training.state import Snapshot, Tensors, start
 
 AXES: Final = ("data", "fsdp", "tensor")

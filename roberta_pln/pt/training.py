@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from roberta_pln.backends import BACKENDS
 from roberta_pln.checks import InputError
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.data.batches import Arrays
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.pt import weights
 from roberta_pln.pt.losses import check_labels, next_labels
@@ -25,7 +26,7 @@ from roberta_pln.pt.policy import widened
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 from roberta_pln.schema import LM_HEADS
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, Arrays, Share, share_out
+from roberta_pln.training.shares import LABELS, Share, share_out
 from roberta_pln.training.state import Snapshot, Tensors
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

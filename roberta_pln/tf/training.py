@@ -12,6 +12,7 @@ import tensorflow as tf
 from roberta_pln.backends import BACKENDS
 from roberta_pln.checks import InputError
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.data.batches import Arrays
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.schema import LM_HEADS
 from roberta_pln.tf import weights
@@ -20,7 +21,7 @@ from roberta_pln.tf.losses import next_labels
 from roberta_pln.tf.optimizers import AdamW
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, Arrays, share_out
+from roberta_pln.training.shares import LABELS, share_out
 from roberta_pln.training.state import Snapshot, Tensors
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}

@@ -12,7 +12,7 @@ from roberta_pln import checkpoint, schema
 from roberta_pln.checks import InputError
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.data import records
-from roberta_pln.data.batches import Batches, masker
+from roberta_pln.data.batches import Batches, longest, masker
 from roberta_pln.data.features import Features
 from roberta_pln.data.packing import BUCKET
 from roberta_pln.tokenizer import Tokenizer
@@ -80,11 +80,9 @@ class Examples:
     def _batches(self, name: str, few_shapes: bool, **options: Any) -> Batches:
         rows, asked = self.features[name].rows, self.settings
         if few_shapes:
-            longest = max(_longest(row["input_ids"]) for row in rows)
-            options["lengths"] = [
-                *(2**power for power in range(BUCKET.bit_length(), (longest - 1).bit_length())),
-                longest,
-            ]
+            most = max(map(longest, rows))
+            powers = range(BUCKET.bit_length(), (most - 1).bit_length())
+            options["lengths"] = [*(2**power for power in powers), most]
         if asked.task == "masked-lm":
             options["label"] = masker(self.tokenizer, asked.mask_rate, asked.mask_scheme, asked.whole_words)
         return Batches(rows, self.tokenizer.pad_token_id, **options)
@@ -96,7 +94,3 @@ class Examples:
         names = [self.config.id2label[index] for index in range(self.config.num_labels)]
         unnamed = names == [f"LABEL_{index}" for index in range(len(names))]
         return None if unnamed and not goes_on else names
-
-
-def _longest(ids: Sequence[Any]) -> int:
-    return max(map(len, ids)) if isinstance(ids[0], Sequence) else len(ids)

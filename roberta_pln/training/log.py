@@ -66,8 +66,7 @@ class Log:
 
     def _take_back(self, step: int) -> None:
         kept = [line for line in read(self.file) if line["step"] <= step] if self.file.exists() else []
-        with atomic.writing(self.file) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        atomic.write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class Silence:

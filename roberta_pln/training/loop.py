@@ -163,7 +163,7 @@ class Run:
         for name in _OWN:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        _write_json(
+        atomic.write_json(
             self.folder / SETTINGS_FILE, {"settings": self.settings.to_dict(), "digests": self.examples.digests}
         )
         self.examples.tokenizer.save_pretrained(self.folder)
@@ -260,7 +260,7 @@ class Run:
         if self.trainer.is_main:
             found = checkpoint.open(self.folder / (BEST if best else STATE))
             checkpoint.save(found, self.folder, self.config, self.task.head)
-            _write_json(self.folder / RESULTS_FILE, {"steps": self.step, "seconds": self.seconds, **(best or {})})
+            atomic.write_json(self.folder / RESULTS_FILE, {"steps": self.step, "seconds": self.seconds, **(best or {})})
             log.plot(self.folder, self.metric)
         self.trainer.wait()
         return best["metrics"] if best else None
@@ -271,8 +271,3 @@ def trainer_class(backend: str | None) -> Any:
     name = backends.choose([backend] if backend else None)[0]
     backends.BACKENDS[name].load()
     return importlib.import_module(f"roberta_pln.{name}.training").Trainer
-
-
-def _write_json(path: Path, values: Any) -> None:
-    with atomic.writing(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

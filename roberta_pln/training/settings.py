@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
-import json
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -199,6 +199,7 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+@functools.cache
 def texts() -> dict[str, str]:
     """What each key means, by its name: the texts below the fields of `Settings` and of `Recipe`."""
     return {name: text for cls in (Settings, Recipe) for name, text in _field_texts(cls).items() if name != "recipe"}
@@ -234,8 +235,3 @@ def _names(cls: type) -> list[str]:
 def _one_of(name: str, value: Any, known: Any) -> None:
     if value not in known:
         raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def to_json(settings: Settings) -> str:
-    """The flat keys as a JSON text."""
-    return json.dumps(settings.to_dict(), indent=2) + "\n"

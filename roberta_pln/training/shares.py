@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roberta_pln.checks import InputError
+from roberta_pln.data.batches import Arrays
 from roberta_pln.numerics import IGNORE_INDEX
-
-Arrays = dict[str, NDArray[Any]]
-"""Arguments of a model by name."""
 
 LABELS: Final = ("labels", "start_positions", "end_positions")
 

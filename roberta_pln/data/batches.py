@@ -17,7 +17,7 @@ from roberta_pln.checks import InputError
 from roberta_pln.data.evaluation import Label
 from roberta_pln.data.features import Feature
 from roberta_pln.data.masking import Scheme, mask_tokens
-from roberta_pln.data.packing import BUCKET, group, pad
+from roberta_pln.data.packing import BUCKET, fit, group, pad, side_by_side
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.tokenizer import Tokenizer
 
@@ -58,6 +58,8 @@ class Batches:
         multiple: without `lengths`, the length is the next multiple of this number.
         drop_last: leave out, in every epoch, as many rows as would not fill a batch of `batch_size`; when shuffled,
             others each time.
+        pack: instead of a feature in each row, as many as fit into a row of so many ids, apart by `segment_ids`. Rows
+            are then those of `batch_size`, and all have this length. Labels must be those of tokens.
         label: makes the labels of a batch while it is read, see `masker`. It draws from
             `numpy.random.default_rng([seed, epoch, 1 + batch])`.
 
@@ -78,9 +80,10 @@ class Batches:
         lengths: Sequence[int] | None = None,
         multiple: int = 1,
         drop_last: bool = False,
+        pack: int | None = None,
         label: Label | None = None,
     ) -> None:
-        _at_least_one(batch_size=batch_size, tokens=tokens, multiple=multiple, rows=len(rows))
+        _at_least_one(batch_size=batch_size, tokens=tokens, multiple=multiple, rows=len(rows), pack=pack)
         if (batch_size is None) == (tokens is None):
             raise InputError(f"one of batch_size and tokens is needed, got {batch_size} and {tokens}")
         if tokens is not None and (drop_last or (shuffle and not by_length)):
@@ -88,15 +91,17 @@ class Batches:
         if seed < 0:
             raise InputError(f"seed must be at least 0, got {seed}")
         self.rows, self.pad_token_id = rows, pad_token_id
-        self.seed, self.shuffle, self.label = seed, shuffle, label
+        self.seed, self.shuffle, self.label, self.pack = seed, shuffle, label, pack
         self._lengths, self._multiple = sorted(lengths or ()), multiple
+        if pack is not None:
+            _packable(rows, pack)
         # Rounded up before rows are grouped, so that groups of `tokens` have the same sizes whatever the shuffle.
         rounding = BUCKET if shuffle else 1
         sizes = [_choices(row["input_ids"]) * _next_multiple(self._width(longest(row)), rounding) for row in rows]
         self._grouping: dict[str, Any] = dict(
             lengths=sizes, tokens=tokens, rows=batch_size, by_length=by_length, drop_last=drop_last
         )
-        self._order: tuple[int, list[list[int]]] = (-1, [])
+        self._order: tuple[int, list[list[list[int]]]] = (-1, [])
         if not self.order(0):
             raise InputError(
                 f"drop_last needs at least {batch_size} rows, which fill a batch, got {len(rows)}: use smaller batches"
@@ -106,19 +111,37 @@ class Batches:
         """Number of batches of an epoch."""
         return len(self._order[1])
 
-    def order(self, epoch: int) -> list[list[int]]:
-        """The indices of the rows of each batch of an epoch."""
+    def order(self, epoch: int) -> list[list[list[int]]]:
+        """The batches of an epoch, each with its rows, each with the indices of its features."""
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch, _ORDER]) if self.shuffle else None
-            self._order = epoch, group(rng=rng, **self._grouping)
+            self._order = epoch, self._packed(rng) if self.pack else self._apart(rng)
         return self._order[1]
 
     def indices(self, position: Position) -> list[int]:
-        """The indices of the rows of a batch.
+        """The indices of the features of a batch, in the order in which they stand there.
 
         Raises:
             InputError: when an epoch has no such batch.
         """
+        return [index for row in self._places(position) for index in row]
+
+    def _apart(self, rng: np.random.Generator | None) -> list[list[list[int]]]:
+        """A feature in each row."""
+        return [[[index] for index in batch] for batch in group(rng=rng, **self._grouping)]
+
+    def _packed(self, rng: np.random.Generator | None) -> list[list[list[int]]]:
+        """Several features in each row: as many rows in every epoch, since only equal lengths change places."""
+        order = np.arange(len(self.rows)) if rng is None else rng.permutation(len(self.rows))
+        assert self.pack is not None
+        rows: dict[int, list[int]] = {}
+        places = fit([len(self.rows[index]["input_ids"]) for index in order], self.pack)
+        for index, (row, _) in sorted(zip(order.tolist(), places, strict=True), key=lambda pair: pair[1]):
+            rows.setdefault(row, []).append(index)
+        options = {**self._grouping, "lengths": [self.pack] * len(rows)}
+        return [[rows[row] for row in batch] for batch in group(rng=rng, **options)]
+
+    def _places(self, position: Position) -> list[list[int]]:
         if position.epoch < 0 or not 0 <= position.batch < len(self):
             raise InputError(
                 f"a position must have an epoch of at least 0 and a batch in [0, {len(self)}), got {position}: is it "
@@ -131,14 +154,18 @@ class Batches:
 
         Returns:
             Arguments of a model: `input_ids` and `attention_mask` (1 token, 0 padding), both (B, T), or (B, C, T) of
-            multiple choice; and the labels, padded with `IGNORE_INDEX` where they are (B, T).
+            multiple choice; and the labels, padded with `IGNORE_INDEX` where they are (B, T). Where features share
+            rows, `segment_ids` and `position_ids` are in the place of `attention_mask`.
 
         Raises:
             InputError: when an epoch has no such batch.
         """
-        rows = [self.rows[index] for index in self.indices(position)]
-        width = self._width(max(map(longest, rows)))
-        arrays = collate(rows, self.pad_token_id, width)
+        rows = [[self.rows[index] for index in row] for row in self._places(position)]
+        if self.pack is not None:
+            arrays = collate_packed(rows, self.pad_token_id, self.pack)
+        else:
+            apart = [row[0] for row in rows]
+            arrays = collate(apart, self.pad_token_id, self._width(max(map(longest, apart))))
         if self.label is not None:
             rng = np.random.default_rng([self.seed, position.epoch, 1 + position.batch])
             arrays["input_ids"], arrays["labels"] = self.label(arrays["input_ids"], rng)
@@ -222,6 +249,43 @@ def collate(rows: Sequence[Feature], pad_token_id: int, length: int | None = Non
         else:
             arrays[name] = np.array(values, dtype=np.float32 if isinstance(values[0], float) else np.int64)
     return arrays
+
+
+def collate_packed(rows: Sequence[Sequence[Feature]], pad_token_id: int, length: int) -> Arrays:
+    """Features as arrays, several in each row, in which none sees another.
+
+    Args:
+        rows: for each row at least one feature; what they hold belongs to their tokens, and all hold the same.
+        pad_token_id: id of `<pad>`.
+        length: T, enough for every row.
+
+    Returns:
+        Arguments of a model, (B, T): `input_ids`; `segment_ids`, 1, 2, ... along each row and 0 at padding;
+        `position_ids`, those that each feature has when it is alone; what else the features hold, padded with
+        `IGNORE_INDEX`.
+    """
+    ids = [[feature["input_ids"] for feature in row] for row in rows]
+    arrays = side_by_side(ids, pad_token_id, length)._asdict()
+    for name in rows[0][0].keys() - {"input_ids"}:
+        joined = [[value for feature in row for value in feature[name]] for row in rows]
+        arrays[name] = pad(joined, length, IGNORE_INDEX)
+    return arrays
+
+
+def _packable(rows: Sequence[Feature], length: int) -> None:
+    """Features can share rows."""
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            if not isinstance(value, Sequence) or _nested(value):
+                raise InputError(
+                    f"rows that are packed hold what belongs to tokens, as masked-lm and token-classification have it, "
+                    f"got {name} that does not: leave pack"
+                )
+        if not 1 <= len(row["input_ids"]) <= length:
+            raise InputError(
+                f"a feature must have from 1 to {length} tokens to be packed into a row, got "
+                f"{len(row['input_ids'])} at index {index}: make features of a shorter max_length, or pack longer rows"
+            )
 
 
 def _pad(values: Sequence[Sequence[Any]], length: int, fill: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ asked of some verses that follow one another, if the words it is about stand onl
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -206,7 +207,17 @@ def _part(verses: Sequence[Verse], names: Names, count: int, length: tuple[int, 
     groups = [list(records.values()) for records in found.values()]
     most = next((most for most in range(count) if sum(min(most, len(group)) for group in groups) >= count), count)
     chosen = [record for group in groups for record in group[:most]]
-    return ordered(chosen, lambda record: record["id"])[:count]
+    return _told_apart(ordered(chosen, lambda record: record["id"])[:count])
+
+
+def _told_apart(questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With an id of its own for each: the second question of a rule about a verse gets a 2, and so on."""
+    seen: Counter[str] = Counter()
+    found = []
+    for question in questions:
+        number = seen[question["id"]] = seen[question["id"]] + 1
+        found.append(question if number == 1 else {**question, "id": f"{question['id']} {number}"})
+    return found
 
 
 def _ask(verses: Sequence[Verse], index: int, names: Names, length: tuple[int, int]) -> Iterator[dict[str, Any]]:

@@ -258,24 +258,38 @@ def pack_sequences(sequences: Sequence[ArrayLike], length: int, pad_token_id: in
     arrays = [_checked(index, sequence, length) for index, sequence in enumerate(sequences)]
     if not arrays or (rows is not None and rows < 1):
         raise ValueError(f"at least one sequence and one row are needed, got {len(arrays)} and rows={rows}")
-    fitted = _fit([len(array) for array in arrays], length)
+    fitted = fit([len(array) for array in arrays], length)
     total = 1 + max(row for row, _ in fitted)
     rows = rows or total
     places = tuple(
         Place(*divmod(row, rows), start, len(array)) for array, (row, start) in zip(arrays, fitted, strict=True)
     )
-    shape = (-(-total // rows), rows, length)
-    tokens = [array != pad_token_id for array in arrays]
-    positions = [some.cumsum() * some + pad_token_id for some in tokens]
-    first = _lay_out([np.arange(len(array)) == 0 for array in arrays], places, shape, 0)
-    inside = _lay_out([np.ones(len(array)) for array in arrays], places, shape, 0)
-    batches = zip(
-        _lay_out(arrays, places, shape, pad_token_id),
-        first.cumsum(axis=-1) * inside,
-        _lay_out(positions, places, shape, pad_token_id),
-        strict=True,
-    )
+    count = -(-total // rows)
+    grouped: list[list[NDArray[np.int64]]] = [[] for _ in range(count * rows)]
+    for (row, _), array in sorted(zip(fitted, arrays, strict=True), key=lambda pair: pair[0]):
+        grouped[row].append(array)
+    batches = zip(*(np.split(array, count) for array in side_by_side(grouped, pad_token_id, length)), strict=True)
     return Packed(tuple(Batch(*batch) for batch in batches), places)
+
+
+def side_by_side(rows: Sequence[Sequence[ArrayLike]], pad_token_id: int, length: int) -> Batch:
+    """Sequences one behind the other, those of each row in their order.
+
+    Args:
+        rows: for each row the ids of its sequences, together at most `length`; perhaps none.
+        pad_token_id: id of `<pad>`, which is also where positions begin.
+        length: ids of a row.
+    """
+    batch = Batch(*(np.full((len(rows), length), fill, dtype=np.int64) for fill in (pad_token_id, 0, pad_token_id)))
+    for number, row in enumerate(rows):
+        start = 0
+        for segment, sequence in enumerate(row, 1):
+            ids = np.asarray(sequence)
+            at, tokens = (number, slice(start, start + len(ids))), ids != pad_token_id
+            batch.input_ids[at], batch.segment_ids[at] = ids, segment
+            batch.position_ids[at] = tokens.cumsum() * tokens + pad_token_id
+            start += len(ids)
+    return batch
 
 
 def _checked(index: int, sequence: ArrayLike, length: int) -> NDArray[np.int64]:
@@ -293,8 +307,8 @@ def _checked(index: int, sequence: ArrayLike, length: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _fit(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """The row and the start of each sequence."""
+def fit(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """The row and the start of each sequence, see `pack_sequences`; equal lengths in their order."""
     found = [(0, 0)] * len(lengths)
     having: defaultdict[int, list[int]] = defaultdict(list)  # rows by the room that is left in them
     rooms: list[int] = []  # keys that have rows, in order

@@ -23,7 +23,7 @@ from roberta_pln.flax.pretrained import Params, PreTrainedModule, RobertaPreLaye
 from roberta_pln.numerics import IGNORE_INDEX
 from roberta_pln.schema import LM_HEADS
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, share_out
+from roberta_pln.training.shares import LABELS, counted, share_out
 from roberta_pln.training.state import Snapshot, Tensors, start
 
 AXES: Final = ("data", "fsdp", "tensor")
@@ -147,7 +147,7 @@ class Trainer:
             return jax.tree.map(np.asarray, self._predict(self.model.params, inputs))
         if "labels" not in batch:
             raise InputError(f"to predict, a language model must have labels, got {', '.join(batch)}")
-        labels, ahead = batch["labels"], int(self.model.head == "ForCausalLM")
+        labels, ahead = counted(batch, self.model.head), int(self.model.head == "ForCausalLM")
         at = rows, columns = np.nonzero(labels[:, ahead:] != IGNORE_INDEX)
         tokens = {"rows": rows, "columns": columns, "labels": labels[:, ahead:][at]}
         if len(rows):
@@ -169,7 +169,12 @@ class Trainer:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            InputError: when it is that of another head or config.
+        """
+        snapshot.require(self.model.parameters_of_schema)
         self.steps = snapshot.step
         self.model.params = self.placed(snapshot.weights)
         self._first, self._second = self.placed(snapshot.first), self.placed(snapshot.second)

@@ -26,7 +26,7 @@ from roberta_pln.pt.policy import widened
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 from roberta_pln.schema import LM_HEADS
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, Share, share_out
+from roberta_pln.training.shares import LABELS, Share, counted, share_out
 from roberta_pln.training.state import Snapshot, Tensors
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -149,6 +149,8 @@ class Trainer:
         """
         self.model.eval()
         rows = np.array_split(np.arange(len(batch["input_ids"])), self.replicas)[self.rank]
+        if self.head in LM_HEADS and "labels" in batch:
+            batch = {**batch, "labels": counted(batch, self.head)}
         own = {name: array[rows] if len(rows) else array[:1] for name, array in batch.items()}  # all take part
         inputs = self._tensors(own)
         labels = [inputs.pop(name) for name in LABELS if name in inputs]
@@ -177,7 +179,12 @@ class Trainer:
         return Snapshot(self.steps, *states)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            InputError: when it is that of another head or config.
+        """
+        snapshot.require(self.model.parameters_of_schema)
         self.steps = snapshot.step
         self.optimizer.state.clear()
         for name, parameter in self._named():

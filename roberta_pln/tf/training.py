@@ -21,7 +21,7 @@ from roberta_pln.tf.losses import next_labels
 from roberta_pln.tf.optimizers import AdamW
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 from roberta_pln.training.recipe import CLIP_EPSILON, Recipe
-from roberta_pln.training.shares import LABELS, share_out
+from roberta_pln.training.shares import LABELS, counted, share_out
 from roberta_pln.training.state import Snapshot, Tensors
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
@@ -133,6 +133,8 @@ class Trainer:
         """
         if self.model.head in LM_HEADS and "labels" not in batch:
             raise InputError(f"to predict, a language model must have labels, got {', '.join(batch)}")
+        if self.model.head in LM_HEADS:
+            batch = {**batch, "labels": counted(batch, self.model.head)}
         count, replicas = len(batch["input_ids"]), self.strategy.num_replicas_in_sync
         rows = np.resize(np.arange(count), (replicas, -(-count // replicas)))  # as many for each; some come twice
         own = [{name: array[rows[number]] for name, array in batch.items()} for number in self.numbers]
@@ -145,7 +147,12 @@ class Trainer:
         return Snapshot(self.steps, *map(self._canonical, self._state()))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            InputError: when it is that of another head or config.
+        """
+        snapshot.require(self.parameters)
         self.steps, self._moving = snapshot.step, set(range(len(self.variables)))
         for tensors, variables in zip((snapshot.weights, snapshot.first, snapshot.second), self._state(), strict=True):
             for (name, parameter), variable in zip(self.parameters.items(), variables, strict=True):

@@ -71,6 +71,8 @@ class Examples:
         """
         asked = self.settings
         size: dict[str, Any] = {"tokens": asked.tokens} if asked.tokens else {"batch_size": asked.batch_size}
+        if asked.pack:
+            size["pack"] = self.length
         return self._batches("train", few_shapes, seed=asked.recipe.seed, **size)
 
     def measured_batches(self, few_shapes: bool) -> Batches:

@@ -53,6 +53,8 @@ class Settings:
     """Rows of a step, over all devices."""
     tokens: int | None = None
     """Most tokens of a step, padding included, instead of `batch_size`."""
+    pack: bool = False
+    """Whether short texts share rows of `max_length`, apart from one another, of masked-lm and token-classification."""
     eval_batch_size: int = 32
     """Rows at a time when measuring."""
     eval_every: int | None = None

@@ -35,22 +35,24 @@ def share_out(batch: Arrays, count: int, head: str) -> list[Share]:
     Args:
         batch: arguments of a model, with labels.
         count: number of shares.
-        head: one of `schema.HEADS`. `ForCausalLM` predicts no label in the first column.
+        head: one of `schema.HEADS`.
 
     Raises:
-        InputError: when the batch has no label.
+        InputError: when the batch has no label; when there are several shares, and an answer outside of its row, which
+            the loss of a question answering model leaves out.
     """
     total = labels_of(batch, head)
     if not total:
         raise InputError("a batch to train on must have a label, got none: give labels that are not -100")
     if count == 1:
         return [Share(batch, 1.0)]
+    _check_answers(batch)
     shares = []
     for rows in np.array_split(np.arange(len(batch["input_ids"])), count):
         part = {name: array[rows] if len(rows) else array[:1] for name, array in batch.items()}
         labels = labels_of(part, head)
         if not labels:
-            part["labels"] = _with_one_label(part["labels"])
+            part |= _with_one_label(part)
         shares.append(Share(part, labels / total if len(rows) else 0.0))
     return shares
 
@@ -68,10 +70,39 @@ def labels_of(batch: Arrays, head: str) -> int:
     labels = batch["labels"]
     if np.issubdtype(labels.dtype, np.floating):
         return int(labels.size)
-    return int((labels[:, 1:] if head == "ForCausalLM" else labels).__ne__(IGNORE_INDEX).sum())
+    return int((counted(batch, head) != IGNORE_INDEX).sum())
 
 
-def _with_one_label(labels: NDArray[Any]) -> NDArray[Any]:
-    labels = labels.copy()
-    labels[(0,) if labels.ndim == 1 else (0, -1)] = 0
-    return labels
+def counted(batch: Arrays, head: str) -> NDArray[Any]:
+    """The integer labels of a batch, -100 where the loss leaves them out: no token predicts the first one of a text."""
+    labels = batch["labels"]
+    if head != "ForCausalLM":
+        return labels
+    texts = batch.get("segment_ids", np.ones_like(labels))
+    predicted = (texts[:, 1:] == texts[:, :-1]) & (texts[:, 1:] > 0)
+    return np.where(np.pad(predicted, ((0, 0), (1, 0))), labels, IGNORE_INDEX)
+
+
+def _with_one_label(batch: Arrays) -> Arrays:
+    """What to change in a batch so that its loss is that of one label."""
+    labels = batch["labels"].copy()
+    if labels.ndim == 1:
+        labels[0] = 0
+        return {"labels": labels}
+    labels[0, -1] = 0
+    if "segment_ids" not in batch:
+        return {"labels": labels}
+    texts = batch["segment_ids"].copy()
+    texts[0] = 1  # there may be none of two tokens, and the first of a text is not predicted
+    return {"labels": labels, "segment_ids": texts}
+
+
+def _check_answers(batch: Arrays) -> None:
+    """All answers count, so that the weight of a share is its number of rows."""
+    for name in LABELS[1:]:
+        positions, length = batch.get(name), batch["input_ids"].shape[-1]
+        if positions is not None and not ((positions >= 0) & (positions < length)).all():
+            raise InputError(
+                f"{name} must be in [0, {length}), the tokens of a row, where a batch is computed in shares, got "
+                f"{int(positions.min())} to {int(positions.max())}: leave out the rows whose answers were cut off"
+            )

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from roberta_pln import checkpoint, loading, schema
 from roberta_pln.checkpoint import CheckpointError, safetensors_file
+from roberta_pln.checks import InputError
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.schema import Parameter
 
@@ -39,6 +40,21 @@ class Snapshot:
     """AdamW's mean of the gradient of every parameter; zero at the start, and of what is frozen."""
     second: Tensors
     """AdamW's mean of its square."""
+
+    def require(self, names: Collection[str]) -> None:
+        """See that this is the state of a model with parameters of such names.
+
+        Raises:
+            InputError: when it is not.
+        """
+        for kind, tensors in (("weights", self.weights), *((kind, getattr(self, kind)) for kind in _MOMENTS)):
+            if wrong := sorted(tensors.keys() ^ set(names)):
+                lacks = [name for name in wrong if name in names]
+                raise InputError(
+                    f"{kind} of a state must be those of the parameters of the model, got one without {_few(lacks)}, "
+                    f"and with {_few([name for name in wrong if name not in names])} besides: build the trainer with "
+                    f"the config and the head of the state"
+                )
 
 
 def start(weights: Tensors) -> Snapshot:
@@ -132,6 +148,10 @@ def load(folder: Path, head: str, dtype: str) -> tuple[Snapshot, dict[str, Any]]
         raise CheckpointError(f"moments and weights of {folder} do not belong together: {', '.join(wrong[:5])}")
     first, second = ({name: np.array(stored[f"{kind}.{name}"].read(), dtype) for name in weights} for kind in _MOMENTS)
     return Snapshot(step, weights, first, second), progress
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "nothing"
 
 
 def _zeros(weights: Tensors) -> Tensors:

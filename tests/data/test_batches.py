@@ -43,6 +43,11 @@ def same(ours, theirs):
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def for_tokens(given):
+    """The same, with labels of tokens."""
+    return [{"input_ids": row["input_ids"], "labels": [row["labels"]] * len(row["input_ids"])} for row in given]
+
+
 SETTINGS = [
     {"batch_size": 6},
     {"batch_size": 6, "shuffle": False},
@@ -122,11 +127,13 @@ def test_what_is_dropped_changes():
     assert set.union(*map(set, kept)) == set(range(8))  # also the longest, which come last by length
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", [*SETTINGS, {"batch_size": 2, "pack": 48}], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_run_goes_on_at_every_position(tokenizer, settings, masked):
+    given = for_tokens(rows()) if "pack" in settings else rows()
+
     def made():
-        return Batches(rows(), PAD, seed=3, label=masker(tokenizer, 0.3) if masked else None, **settings)
+        return Batches(given, PAD, seed=3, label=masker(tokenizer, 0.3) if masked else None, **settings)
 
     whole = read(made(), epochs=3)
     positions = [Position(), *(position for _, position in whole)]
@@ -162,6 +169,61 @@ def test_masks_are_those_of_the_batch_and_every_row_has_one(tokenizer):
     assert again > 0
     first, later = (batches.batch(Position(epoch))["labels"] for epoch in range(2))
     assert first.shape != later.shape or (first != later).any()
+
+
+# ---------------------------------------------------------------------- several in a row
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 3}, {"tokens": 200}, {"batch_size": 3, "shuffle": False}], ids=str)
+def test_packed_rows_hold_every_feature_once_and_apart(settings):
+    given = for_tokens(rows())
+    batches = Batches(given, PAD, pack=48, **settings)
+    fewest = -(-sum(len(row["input_ids"]) for row in given) // 48)
+    for epoch in range(3):
+        found, seen = [batches.batch(Position(epoch, at)) for at in range(len(batches))], []
+        for at, arrays in enumerate(found):
+            assert arrays.keys() == {"input_ids", "segment_ids", "position_ids", "labels"}
+            inside = []
+            for ids, segments, positions, labels in zip(*(arrays[name] for name in arrays), strict=True):
+                assert ids.shape == (48,)
+                assert (np.diff(segments[segments > 0]) >= 0).all()  # side by side, in order
+                for segment in range(1, segments.max() + 1):
+                    one = segments == segment
+                    assert ids[one].tolist() == given[labels[one][0]]["input_ids"]
+                    assert labels[one].tolist() == given[labels[one][0]]["labels"]
+                    assert positions[one].tolist() == list(range(PAD + 1, PAD + 1 + one.sum()))
+                    inside.append(int(labels[one][0]))
+                padding = segments == 0
+                assert (ids[padding] == PAD).all()
+                assert (positions[padding] == PAD).all()
+                assert (labels[padding] == IGNORE_INDEX).all()
+            assert inside == batches.indices(Position(epoch, at))
+            seen += inside
+        assert sorted(seen) == list(range(37))
+        sizes = [len(arrays["input_ids"]) for arrays in found]
+        assert fewest <= sum(sizes) <= fewest * 11 / 9 + 1  # the bound of `packing.pack_sequences`
+        assert max(sizes) <= (3 if "batch_size" in settings else 200 // 48)
+
+
+def test_packed_rows_of_another_epoch_and_seed_are_others():
+    def order(epoch, **settings):
+        return Batches(for_tokens(rows()), PAD, batch_size=3, pack=48, **settings).order(epoch)
+
+    assert order(1) == order(1) != order(2)
+    assert order(1) != order(1, seed=1)
+    assert order(1, shuffle=False) == order(2, shuffle=False)
+
+
+def test_a_masked_text_among_others(tokenizer):
+    """Masks of a packed row are those of its ids; its texts begin and end where they did."""
+    given = [{"input_ids": row["input_ids"]} for row in rows()]
+    packed = Batches(given, PAD, batch_size=3, pack=48, label=masker(tokenizer, 0.4))
+    plain = Batches(given, PAD, batch_size=3, pack=48)
+    for arrays, other in zip(read(packed), read(plain), strict=True):
+        ids, labels = arrays[0]["input_ids"], arrays[0]["labels"]
+        np.testing.assert_array_equal(np.where(labels == IGNORE_INDEX, ids, labels), other[0]["input_ids"])
+        assert (ids[labels != IGNORE_INDEX] == tokenizer.mask_token_id).all()
+        np.testing.assert_array_equal(arrays[0]["segment_ids"], other[0]["segment_ids"])
 
 
 # ---------------------------------------------------------------------- arrays
@@ -235,6 +297,12 @@ def test_choices_must_be_as_many():
         (
             {"batch_size": 4, "lengths": [8, 16]},
             r"must fit into one of lengths \[8, 16\], got \d+ tokens: add a longer",
+        ),
+        ({"batch_size": 2, "pack": 0}, "pack must be at least 1, got 0"),
+        ({"batch_size": 2, "pack": 48}, "hold what belongs to tokens, .* got labels that does not: leave pack"),
+        (
+            {"batch_size": 2, "pack": 8, "rows": for_tokens(rows())},
+            r"from 1 to 8 tokens to be packed into a row, got \d+ at index 0: make features of a shorter max_length",
         ),
         ({"batch_size": 99, "drop_last": True}, "drop_last needs at least 99 rows, which fill a batch, got 37"),
     ],

@@ -128,3 +128,8 @@ def test_questions_ask_for_what_the_verse_says():
     answers = {record["question"]: record["answers"]["text"] for record in made}
     assert answers["Where did Joseph dwell?"] == ["Egypt"]
     assert answers["Who dwelt in Egypt?"] == ["Joseph"]
+
+
+def test_every_question_has_an_id_of_its_own():
+    for part in both("questions"):
+        assert len({record["id"] for record in part}) == len(part)

@@ -78,6 +78,20 @@ def test_every_task_is_learned(values, task, backend):
     assert sign * results["metrics"][TASKS[task].metrics[0]] == max(sign * m[TASKS[task].metrics[0]] for m in measured)
 
 
+@pytest.mark.parametrize("task", ["masked-lm", "token-classification"])
+def test_short_texts_share_rows(values, task):
+    """As much is learned in fewer rows."""
+    asked = values(task, pack=True, epochs=4, dropout=0.0, batch_size=4, join=False)
+    trained(asked)
+    losses = [line["loss"] for line in log.read(Path(asked["output"]) / log.LOG_FILE) if "loss" in line]
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+def test_whole_texts_with_a_label_do_not_share_rows(values):
+    with pytest.raises(InputError, match=r"as masked-lm and token-classification have it, got labels that does not"):
+        trained(values(pack=True))
+
+
 def test_the_result_is_loaded_like_every_model(values):
     trained(values(steps=3))
     output = values()["output"]

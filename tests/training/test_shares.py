@@ -10,12 +10,15 @@ from tests.contract import random_ids
 
 RNG = np.random.default_rng(0)
 IDS = random_ids(5, 7)
+TEXTS = np.array([[1, 1, 1, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 1], [1, 2, 3, 3, 3, 3, 0], [1, 2, 3, 4, 0, 0, 0], [0] * 7])
+"""As in `segment_ids`; the last two rows have nothing that a token before it predicts."""
 TOKENS = np.where(RNG.random(IDS.shape) < 0.4, IDS, IGNORE_INDEX)
 TOKENS[3:] = IGNORE_INDEX  # whole rows without a label
 
 BATCHES = {
     "ForMaskedLM": {"input_ids": IDS, "labels": TOKENS},
     "ForCausalLM": {"input_ids": IDS, "labels": TOKENS},
+    "ForCausalLM, packed": {"input_ids": IDS, "labels": IDS, "segment_ids": TEXTS},
     "ForTokenClassification": {"input_ids": IDS, "labels": np.where(TOKENS > 0, TOKENS % 3, IGNORE_INDEX)},
     "ForSequenceClassification": {"input_ids": IDS, "labels": np.array([0, 2, IGNORE_INDEX, 1, IGNORE_INDEX])},
     "ForQuestionAnswering": {
@@ -31,14 +34,18 @@ def losses(batch, head):
     """A made-up loss of every label that counts: its value."""
     if "start_positions" in batch:
         return (batch["start_positions"] + batch["end_positions"]) / 2
-    labels = batch["labels"][:, 1:] if head == "ForCausalLM" else batch["labels"]
+    labels = batch["labels"]
+    if head == "ForCausalLM":
+        texts = batch.get("segment_ids", np.ones_like(labels))
+        counts = [[i > 0 and row[i] == row[i - 1] > 0 for i in range(len(row))] for row in texts]
+        labels = np.where(counts, labels, IGNORE_INDEX)
     return labels[labels != IGNORE_INDEX]
 
 
 @pytest.mark.parametrize("head", BATCHES)
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_the_weighted_means_of_the_shares_add_up_to_the_mean(head, count):
-    batch = BATCHES[head]
+    batch, head = BATCHES[head], head.split(",")[0]
     shares = share_out(batch, count, head)
     assert len(shares) == count
     assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-15)  # of at most eight roundings
@@ -70,3 +77,11 @@ def test_the_first_column_of_a_causal_model_is_no_label():
 def test_labels_must_be_there():
     with pytest.raises(InputError, match="must have labels or start_positions, got input_ids"):
         share_out({"input_ids": IDS}, 2, "ForMaskedLM")
+
+
+@pytest.mark.parametrize("position", [-1, 7])
+def test_answers_outside_of_their_rows_cannot_be_shared_out(position):
+    batch = {**BATCHES["ForQuestionAnswering"], "end_positions": np.array([0, 1, position, 2, 3])}
+    assert share_out(batch, 1, "ForQuestionAnswering")[0].arrays is batch
+    with pytest.raises(InputError, match=r"end_positions must be in \[0, 7\), .* got -?\d to \d: leave out the rows"):
+        share_out(batch, 2, "ForQuestionAnswering")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from roberta_pln import checkpoint, schema
+from roberta_pln import backends, checkpoint, schema
 from roberta_pln.checkpoint import CheckpointError
+from roberta_pln.checks import InputError
 from roberta_pln.training import state
+from roberta_pln.training.loop import trainer_class
+from roberta_pln.training.recipe import Recipe
 from tests.contract import random_checkpoint, random_tensors, tiny_config
 
 HEAD = "ForMaskedLM"
@@ -89,3 +92,13 @@ def test_a_new_head_is_drawn_without_a_warning(tmp_path):
     name = "roberta_prelayernorm.LayerNorm.bias"
     assert np.array_equal(weights[name], random_tensors(CONFIG, HEAD)[name])
     assert weights["classifier.weight"].std() == pytest.approx(CONFIG.initializer_range, rel=0.3)  # 160 draws
+
+
+@pytest.mark.parametrize("backend", backends.installed())
+def test_the_state_of_another_head_is_refused(backend):
+    trainer = trainer_class(backend).build(CONFIG, "ForTokenClassification", Recipe())
+    with pytest.raises(
+        InputError,
+        match=r"got one without classifier.bias, classifier.weight, and with lm_head.bias, .* besides: build",
+    ):
+        trainer.restore(snapshot())

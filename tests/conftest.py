@@ -16,7 +16,8 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
+for threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC"):
+    os.environ.setdefault(threads, "1")  # tests run side by side, and threads of tiny models only wait for each other
 
 LARGE = 3 * 2**30
 """Bytes of a process above which what JAX has compiled is given back."""

@@ -21,7 +21,7 @@ EXTRA = {
     "pt": {
         "is_alone",  # hooks, and layers that are replaced, are PyTorch's
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
-        # Only PyTorch computes probabilities of long texts anew; on processors XLA would need no less memory.
+        # PyTorch and TensorFlow compute probabilities of long texts anew; on processors XLA would need no less memory.
         *("MultiHeadAttention.is_recomputed", "MultiHeadAttention.mix"),
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
@@ -30,6 +30,8 @@ EXTRA = {
     },
     "tf": {
         "mish",  # TensorFlow has none
+        *("MultiHeadAttention.is_recomputed", "MultiHeadAttention.mix"),  # see above
+        *("lean_gelu", "in_training"),  # TensorFlow keeps more of gelu for the backward pass than the others
         *("decoded", "refuse"),  # with a gradient of its own
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another

@@ -1,13 +1,24 @@
 """Attention: project, score, combine; and the masks that say which keys a query sees."""
 
 import math
+from functools import partial
 
 import tensorflow as tf
 
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.tf import cache
 from roberta_pln.tf.cache import Slots
-from roberta_pln.tf.layers import Dense, Dropout, Embedding, LayerNorm, Module, Shared, at_least_float32, shape_of
+from roberta_pln.tf.layers import (
+    Dense,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Module,
+    Shared,
+    at_least_float32,
+    recomputed,
+    shape_of,
+)
 
 KeyValue = tuple[tf.Tensor | Slots, tf.Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -59,6 +70,7 @@ class MultiHeadAttention(Module):
         bias: tf.Tensor | None,
         head_mask: tf.Tensor | None,
         output_attentions: bool,
+        training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = map(cache.entries, key_value)
@@ -66,10 +78,39 @@ class MultiHeadAttention(Module):
         if bias is not None and bias.shape[1] not in (None, 1, self.num_heads):  # a pattern for each head, some pruned
             bias = tf.gather(bias, self.kept_heads, axis=1)
         # TensorFlow has no fused kernel as PyTorch has; XLA fuses what it compiles.
-        attentions = tf.cast(self.combine(self.score(query, key, first), bias, head_mask), value.dtype)  # (B, H, T, S)
-        context = tf.transpose(attentions @ value, (0, 2, 1, 3))  # (B, T, H, K)
+        mix = partial(self.mix, first=first, training=training)
+        if training and self.is_recomputed(key, output_attentions):
+            generator = self.dropout.seed_generator
+            context = recomputed(lambda *args: mix(*args)[0], generator, query, key, value, bias, head_mask)
+            attentions = None
+        else:
+            context, attentions = mix(query, key, value, bias, head_mask)
+        context = tf.transpose(context, (0, 2, 1, 3))  # (B, T, H, K)
         batch, length, heads, size = shape_of(context)
         return tf.reshape(context, (batch, length, heads * size)), attentions if output_attentions else None
+
+    def is_recomputed(self, key: tf.Tensor, output_attentions: bool) -> bool:
+        """Whether the backward pass computes the probabilities anew instead of keeping them, if their number is known.
+
+        For each token training keeps 2 H S numbers of attention and 16 H K of the rest of a layer. From S = 8 K on the
+        first would be half of all, for less than a tenth of the work. The second derivative needs them kept.
+        """
+        return key.shape[2] is not None and key.shape[2] >= 8 * self.head_size and not output_attentions
+
+    def mix(
+        self,
+        query: tf.Tensor,
+        key: tf.Tensor,
+        value: tf.Tensor,
+        bias: tf.Tensor | None,
+        head_mask: tf.Tensor | None,
+        first: int | tf.Tensor,
+        training: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the heads read, (B, H, T, K), and its weights, (B, H, T, S)."""
+        scores = self.score(query, key, first)
+        attentions = tf.cast(self.combine(scores, bias, head_mask, training), value.dtype)
+        return attentions @ value, attentions
 
     def score(self, query: tf.Tensor, key: tf.Tensor, first: int | tf.Tensor) -> tf.Tensor:
         """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S); `first` is the first query's place."""
@@ -91,10 +132,12 @@ class MultiHeadAttention(Module):
             ids = tf.where(keys <= zero + 1, ids, -1)
         return self.distance_embedding(ids)
 
-    def combine(self, scores: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None) -> tf.Tensor:
+    def combine(
+        self, scores: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None, training: bool
+    ) -> tf.Tensor:
         """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
         scores = tf.cast(scores, softmax_dtype(scores.dtype))
-        probabilities = self.dropout(tf.nn.softmax(scores if bias is None else scores + bias))
+        probabilities = self.dropout(tf.nn.softmax(scores if bias is None else scores + bias), training=training)
         if head_mask is None:
             return probabilities
         kept = tf.gather(head_mask, tf.constant(self.kept_heads, tf.int32))

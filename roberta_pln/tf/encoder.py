@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.tf.activations import activation
+from roberta_pln.tf.activations import activation, in_training
 from roberta_pln.tf.attention import Attention
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, recomputed
 from roberta_pln.tf.records import BaseModelOutput
@@ -24,8 +24,9 @@ class Intermediate(Module):
         self.dense = Dense(config.hidden_size, config.intermediate_size, shared)
         self.intermediate_act_fn = activation(config, shared)
 
-    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.dense(self.LayerNorm(hidden_states), activation=self.intermediate_act_fn)
+    def call(self, hidden_states: tf.Tensor, training: bool = False) -> tf.Tensor:
+        function = in_training(self.intermediate_act_fn) if training else self.intermediate_act_fn
+        return self.dense(self.LayerNorm(hidden_states), activation=function)
 
 
 class Output(Module):

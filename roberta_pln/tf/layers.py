@@ -92,17 +92,49 @@ class LayerNorm(Module):
         self.gamma = self.add_weight((size,), "gamma")
         self.beta = self.add_weight((size,), "beta")
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         dtype = at_least_float32(inputs.dtype)
-        inputs = tf.cast(inputs, dtype)
-        centred = inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        normalised = centred * tf.math.rsqrt(variance + self.eps)
-        return tf.cast(normalised * tf.cast(self.gamma, dtype) + tf.cast(self.beta, dtype), self.compute_dtype)
+        scale, offset = tf.cast(self.gamma, dtype), tf.cast(self.beta, dtype)
+        normalise = self.lean if training else self.normalise
+        return tf.cast(normalise(inputs, scale, offset), self.compute_dtype)
+
+    def normalise(self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """In the type of scale and offset."""
+        centred, _, inverse = self.parts(tf.cast(inputs, scale.dtype))
+        return centred * inverse * scale + offset
+
+    def lean(self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """`normalise`, which keeps no more than its inputs for the backward pass."""
+
+        @tf.custom_gradient
+        def normalise(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            centred, mean, inverse = self.parts(tf.cast(inputs, scale.dtype))
+
+            def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                normalised = (tf.cast(later(inputs, upstream), scale.dtype) - mean) * inverse
+                slopes, rows = upstream * scale, list(range(len(inputs.shape) - 1))
+                along = tf.reduce_mean(slopes * normalised, axis=-1, keepdims=True)
+                slopes = inverse * (slopes - tf.reduce_mean(slopes, axis=-1, keepdims=True) - along * normalised)
+                of_scale, of_offset = (tf.reduce_sum(x, axis=rows) for x in (upstream * normalised, upstream))
+                return tf.cast(slopes, inputs.dtype), of_scale, of_offset
+
+            return centred * inverse * scale + offset, gradients
+
+        return normalise(inputs, scale, offset)
+
+    def parts(self, inputs: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """x - mean, the mean, and 1 / sqrt(variance + eps)."""
+        mean = tf.reduce_mean(inputs, axis=-1, keepdims=True)
+        centred = inputs - mean
+        return centred, mean, tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + self.eps)
 
 
 class Dropout(Module):
-    """In training, zeros elements with probability `rate` and scales the others by 1 / (1 - rate)."""
+    """In training, zeros elements with probability `rate` and scales the others by 1 / (1 - rate).
+
+    16 bits decide on an element, which takes half as long as a number of float32: the share of a call is a multiple of
+    2**-16, below or above the rate so often that each element's probability is the rate.
+    """
 
     def __init__(self, rate: float, shared: Shared) -> None:
         super().__init__(shared)
@@ -114,9 +146,22 @@ class Dropout(Module):
             return inputs
         if self.rate == 1:
             return tf.zeros_like(inputs)
-        # Drawn in float32 for every dtype: half precision has too few numbers between 0 and 1 to keep the rate.
-        draws = tf.random.stateless_uniform(tf.shape(inputs), tf.cast(next_seed(self.seed_generator), tf.int32))
-        return tf.where(draws >= self.rate, inputs / (1 - self.rate), 0)
+        seed = tf.cast(next_seed(self.seed_generator), tf.int32)
+        draw = self.draw if 2**-8 <= self.rate <= 1 - 2**-8 else self.draw_finely
+        return tf.where(draw(shape_of(inputs), seed), inputs / (1 - self.rate), 0)
+
+    def draw(self, shape: list[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+        """Which elements stay."""
+        count = math.prod(shape)
+        numbers = tf.random.stateless_uniform((1 + (count + 1) // 2,), seed, None, None, tf.uint32)
+        rounding = tf.cast(numbers[-1], tf.float64) * 2**-32  # in [0, 1)
+        zeros = tf.cast(tf.floor(self.rate * 2**16 + rounding) - 2**15, tf.int16)  # of the 2**16 numbers the least
+        halves = tf.reshape(tf.bitcast(numbers[:-1], tf.int16), (-1,))
+        return tf.reshape(halves[:count] >= zeros, shape)
+
+    def draw_finely(self, shape: list[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+        """The same for a rate that 16 bits are too coarse for."""
+        return tf.random.stateless_uniform(shape, seed) >= self.rate
 
 
 class Replay:
@@ -126,8 +171,14 @@ class Replay:
         self.state, self.count = state, 0
 
     def next(self) -> tf.Tensor:
+        seed = self.state + self.behind
         self.count += 1
-        return self.state + np.array([0, self.count - 1])
+        return seed
+
+    @property
+    def behind(self) -> np.ndarray:
+        """How far it has gone."""
+        return np.array([0, self.count])
 
 
 _replay: ContextVar[Replay | None] = ContextVar("replay", default=None)
@@ -153,7 +204,8 @@ def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args:
             a variable may be anywhere.
         generator: what the dropout inside draws from. Both times it draws what it would have drawn without this.
     """
-    state, drawn, structure = generator.state * 1, 0, None
+    outer = _replay.get()
+    state, drawn, structure = generator.state * 1 if outer is None else outer.state + outer.behind, 0, None
 
     def differentiable(leaf: tf.Tensor | None) -> bool:
         return leaf is not None and leaf.dtype.is_floating
@@ -171,9 +223,18 @@ def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args:
         return [leaf for leaf in tf.nest.flatten(result) if leaf is not None]
 
     results = iter(tf.recompute_grad(flat)(*filter(differentiable, tf.nest.flatten(args))))
-    if drawn:
+    if outer is not None:
+        outer.count += drawn
+    elif drawn:
         generator.state.assign(generator.state + np.array([0, drawn]))
     return tf.nest.map_structure(lambda there: next(results) if there else None, structure)
+
+
+def later(tensor: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """A tensor for the backward pass to compute with, not before its gradient has come; TensorFlow would begin at once,
+    and keep the results."""
+    with tf.control_dependencies([upstream]):
+        return tf.identity(tensor)
 
 
 def linear(

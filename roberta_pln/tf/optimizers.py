@@ -57,8 +57,13 @@ class AdamW(keras.optimizers.AdamW):
         """Update the variables, with dense gradients."""
         super().apply([None if grad is None else tf.convert_to_tensor(grad) for grad in grads], trainable_variables)
 
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Leave it to `update_step`: Keras lets all variables decay before the step, when it has no gradients yet."""
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        """Move one variable, after Keras has applied the weight decay to it."""
+        """Let one variable decay, and move it."""
+        if self.weight_decay and self._use_weight_decay(variable):
+            self._decay(variable, tf.cast(learning_rate, tf.float64) * self.weight_decay, gradient)
         dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
         step = tf.cast(self.iterations + 1, tf.float64)
@@ -90,3 +95,12 @@ class AdamW(keras.optimizers.AdamW):
             self.assign(self._velocity_hats[index], v)
         denominator = tf.sqrt(v) / tf.cast(tf.sqrt(correction_2), dtype) + self.epsilon
         self.assign(variable, tf.cast(variable, dtype) - tf.cast(rate, dtype) * m / denominator)
+
+    def _decay(self, variable: tf.Variable, share: tf.Tensor, gradient: tf.Tensor) -> None:
+        """Take a share of a variable away, once its gradient is there.
+
+        Earlier its old values would stay in memory beside the new ones, since the backward pass still needs them.
+        """
+        with tf.control_dependencies([gradient]):
+            value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+            tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=value * tf.cast(share, value.dtype))

@@ -61,8 +61,10 @@ class Trainer:
             model.gradient_checkpointing_enable()
         if recipe.freeze:
             model.freeze(*recipe.freeze)
-        with self.strategy.scope():  # rate and decay are given at every step
-            self.optimizer = AdamW(0.0, 0.0, recipe.beta_1, recipe.beta_2, recipe.epsilon)
+        with self.strategy.scope():  # the rate is given at every step
+            self.optimizer = AdamW(0.0, recipe.weight_decay, recipe.beta_1, recipe.beta_2, recipe.epsilon)
+            kept = [variable for variable in self.variables if not recipe.decays(tuple(variable.shape))]
+            self.optimizer.exclude_from_weight_decay(kept)
             self.optimizer.build(self.variables)
         # The number of a replica among all of all processes, as `run` gives each its own, and those of this process.
         self.number = self.strategy.experimental_distribute_values_from_function(
@@ -216,12 +218,7 @@ class Trainer:
             scale = tf.minimum(self.recipe.clip / (norm + CLIP_EPSILON), 1)
             gradients = {number: gradient * scale for number, gradient in gradients.items()}
         for number, gradient in gradients.items():
-            variable = self.variables[number]
-            if self.recipe.decays(tuple(variable.shape)):
-                decay = tf.cast(rate * self.recipe.weight_decay, variable.dtype)
-                # By its handle, as `update_step` does it: `assign` is for all replicas together.
-                tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=variable.value * decay)
-            self.optimizer.update_step(gradient, variable, rate)
+            self.optimizer.update_step(gradient, self.variables[number], rate)
 
     def _predict(self, arrays: dict[str, tf.TensorSpec]) -> Callable:
         """What takes the rows of this process's replicas."""

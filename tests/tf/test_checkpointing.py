@@ -7,6 +7,7 @@ tf = pytest.importorskip("tensorflow")
 
 from roberta_pln import tf as backend
 from roberta_pln.schema import architecture
+from roberta_pln.tf.attention import MultiHeadAttention
 from roberta_pln.tf.encoder import Layer
 from roberta_pln.tf.probe import objective
 from tests.contract import INPUTS, random_ids, tiny_config, with_labels
@@ -109,23 +110,50 @@ def test_every_layer_is_computed_twice(case, monkeypatch):
         assert calls == expected
 
 
+def products(model, ids, training=False):
+    """How many products of matrices a compiled step has."""
+
+    @tf.function
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = model(ids, labels=ids, training=training).loss
+        return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+
+    nodes = step.get_concrete_function(ids).graph.as_graph_def().node
+    return sum(node.op in ("MatMul", "BatchMatMulV2") for node in nodes)
+
+
 def test_compiled_steps_are_computed_twice():
     ids = tf.constant(random_ids())
-
-    def products(model):
-        @tf.function
-        def step(ids):
-            with tf.GradientTape() as tape:
-                loss = model(ids, labels=ids).loss
-            return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
-
-        nodes = step.get_concrete_function(ids).graph.as_graph_def().node
-        return sum(node.op in ("MatMul", "BatchMatMulV2") for node in nodes)
-
     model = built("no mask", False)
-    kept = products(model)
+    kept = products(model, ids)
     model.gradient_checkpointing_enable()
-    assert products(model) == kept + 2 * 8  # query, key, value, scores, values, output, and two dense layers behind
+    # query, key, value, scores, values, output, and two dense layers behind
+    assert products(model, ids) == kept + 2 * 8
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["layers are kept", "layers are computed anew"])
+def test_probabilities_of_long_texts_are_computed_anew(checkpointing, compiler, monkeypatch):
+    """The same step, dropout included."""
+    case, length = "padding and dropout", 64
+    assert length == 8 * tiny_config().head_size
+    ids = random_ids(2, length)
+    inputs = {"input_ids": ids, "attention_mask": (np.arange(length) < [[length], [50]]).astype(int), "labels": ids}
+    monkeypatch.setitem(CASES, case, ("ForMaskedLM", {**RATES, "max_position_embeddings": 70}, inputs, CASES[case][3]))
+    anew = gradients(built(case, checkpointing), case, compiler)
+    monkeypatch.setattr(MultiHeadAttention, "is_recomputed", lambda *_: False)
+    plain = gradients(built(case, checkpointing), case, compiler)
+    for ours, theirs in zip(anew, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=10 * ROUNDINGS)  # sums of more terms
+
+
+def test_probabilities_of_short_texts_are_kept():
+    model = backend.RobertaPreLayerNormForMaskedLM(tiny_config(max_position_embeddings=70, **RATES))
+    ids = tf.constant(random_ids(2, 64))
+    short, long = (products(model, ids[:, :length], training=True) for length in (63, 64))
+    assert long == short + 2 * 2  # of each layer scores and values; the products with these are in the gradients anyway
+    assert products(model, ids) == products(model, ids[:, :63])
 
 
 def test_switching_compiles_anew():

@@ -21,8 +21,6 @@ EXTRA = {
     "pt": {
         "is_alone",  # hooks, and layers that are replaced, are PyTorch's
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
-        # PyTorch and TensorFlow compute probabilities of long texts anew; on processors XLA would need no less memory.
-        *("MultiHeadAttention.is_recomputed", "MultiHeadAttention.mix"),
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
@@ -30,8 +28,7 @@ EXTRA = {
     },
     "tf": {
         "mish",  # TensorFlow has none
-        *("MultiHeadAttention.is_recomputed", "MultiHeadAttention.mix"),  # see above
-        *("lean_gelu", "in_training"),  # TensorFlow keeps more of gelu for the backward pass than the others
+        *("lean_gelu", "in_training"),  # PyTorch's own keeps no more for the backward pass
         *("decoded", "refuse"),  # with a gradient of its own
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
@@ -44,6 +41,7 @@ EXTRA = {
     },
     "flax": {
         "Layers",  # Linen needs a module for the path component `layer`
+        "in_training",  # see above
         *("decoded", "decoded_forward", "decoded_backward"),  # with a gradient of its own
         # A Linen module holds no parameters, so a class beside it does, and calls it.
         *map(schema.architecture, schema.HEADS),
@@ -142,6 +140,7 @@ OWN_ARGUMENTS = {
         "device",  # a part of every tensor's making
         "parallel",  # of a trainer, where the others take an object of the framework
         "gradient_checkpointing_kwargs",  # transformers has it in PyTorch only
+        "key",  # of is_recomputed: how long it is does not matter in Flax
         *("model", "parameter", "tensor"),  # of weights.get and to_array: a tree of arrays is what Flax has there
     },
     "tf": {
@@ -155,7 +154,7 @@ OWN_ARGUMENTS = {
     },
     "flax": {
         *("params", "path", "array", "input_shape", "_do_init"),  # parameters are outside of the model
-        *("rng", "dropout_rng", "seed", "train", "deterministic"),  # and so are random keys
+        *("rng", "dropout_rng", "seed", "train", "deterministic", "key_of_dropout"),  # and so are random keys
         *("dtype", "param_dtype"),  # parameters do not tell the type of the computation
         "gradient_checkpointing",  # a field of the module
         "word_embeddings",

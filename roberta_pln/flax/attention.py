@@ -1,16 +1,16 @@
 """Attention: project, score, combine; and the masks that say which keys a query sees."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
 from roberta_pln.flax import cache
 from roberta_pln.flax.cache import Slots
-from roberta_pln.flax.layers import Block, at_least_float32
+from roberta_pln.flax.layers import Block, Dropout, at_least_float32, recomputed
 
 KeyValue = tuple[Array, Array] | tuple[Slots, Slots]
 """Keys and values, each (B, H, S, K), or slots for them."""
@@ -35,7 +35,7 @@ class MultiHeadAttention(Block):
         self.query = self.linear(size)
         self.key = self.linear(size)
         self.value = self.linear(size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.relative_query = self.relative
         self.relative_key = self.relative and config.position_embedding_type == "relative_key_query"
         if self.relative:
@@ -64,9 +64,36 @@ class MultiHeadAttention(Block):
         if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
             bias = bias[:, jnp.asarray(self.kept_heads)]
         # No fused kernel beside this, as in PyTorch: XLA fuses what is compiled.
-        attentions = self.combine(self.score(query, key, first), bias, head_mask, deterministic).astype(value.dtype)
-        context = (attentions @ value).swapaxes(1, 2)  # (B, T, H, K)
+        mix, key_of_dropout = partial(self.mix, first=first), self.dropout.key(deterministic)
+        if not deterministic and self.is_recomputed(output_attentions):
+            context = recomputed(lambda *args: mix(*args)[0], query, key, value, bias, head_mask, key_of_dropout)
+            attentions = None
+        else:
+            context, attentions = mix(query, key, value, bias, head_mask, key_of_dropout)
+        context = context.swapaxes(1, 2)  # (B, T, H, K)
         return context.reshape(*context.shape[:2], -1), attentions if output_attentions else None
+
+    def is_recomputed(self, output_attentions: bool) -> bool:
+        """Whether the backward pass computes the probabilities anew instead of keeping them.
+
+        Fused with all around them they take no longer than from memory. With relative positions they have parameters.
+        """
+        return not output_attentions and not self.relative_query
+
+    def mix(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None,
+        head_mask: Array | None,
+        key_of_dropout: Array | None,
+        first: int | Array,
+    ) -> tuple[Array, Array]:
+        """What the heads read, (B, H, T, K), and its weights, (B, H, T, S)."""
+        scores = self.score(query, key, first)
+        attentions = self.combine(scores, bias, head_mask, key_of_dropout).astype(value.dtype)
+        return attentions @ value, attentions
 
     def score(self, query: Array, key: Array, first: int | Array) -> Array:
         """Scores before the bias, (B, H, T, K) and (B, H, S, K) -> (B, H, T, S); `first` is the first query's place."""
@@ -85,11 +112,13 @@ class MultiHeadAttention(Block):
         zero = self.distance_embedding.num_embeddings // 2
         return self.distance_embedding(query_positions[:, None] - key_positions[None, :] + zero)
 
-    def combine(self, scores: Array, bias: Array | None, head_mask: Array | None, deterministic: bool) -> Array:
+    def combine(
+        self, scores: Array, bias: Array | None, head_mask: Array | None, key_of_dropout: Array | None
+    ) -> Array:
         """Probabilities over the keys, in at least float32, after dropout and head mask. (B, H, T, S)."""
         scores = scores.astype(softmax_dtype(scores.dtype))
         probabilities = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
-        probabilities = self.dropout(probabilities, deterministic)
+        probabilities = self.dropout.drop(probabilities, key_of_dropout)
         if head_mask is None:
             return probabilities
         kept = jnp.asarray(self.kept_heads, jnp.int32)
@@ -101,7 +130,7 @@ class AttentionOutput(Block):
 
     def setup(self) -> None:
         self.dense = self.linear(self.config.hidden_size)
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
 
     def __call__(self, context: Array, deterministic: bool) -> Array:
         return self.dropout(self.dense(context), deterministic)
@@ -134,7 +163,7 @@ class Attention(Block):
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None, KeyValue]:
-        normalised = self.LayerNorm(hidden_states)
+        normalised = self.LayerNorm(hidden_states, deterministic)
         if encoder_hidden_states is None:
             key_value = extend(past, self.self.project(normalised))
         else:

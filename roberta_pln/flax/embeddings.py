@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.layers import Block, Embedding, readable
+from roberta_pln.flax.layers import Block, Dropout, Embedding, readable
 
 
 class Embeddings(Block):
@@ -21,7 +20,7 @@ class Embeddings(Block):
         self.position_embeddings = self.table(config.max_position_embeddings, config.hidden_size, config.pad_token_id)
         self.token_type_embeddings = self.table(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = self.norm()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self,
@@ -55,7 +54,7 @@ class Embeddings(Block):
             embeddings = embeddings + look_up(
                 "position_ids", self.position_embeddings, position_ids, "max_position_embeddings"
             )
-        return self.dropout(self.LayerNorm(embeddings), deterministic)
+        return self.dropout(self.LayerNorm(embeddings, deterministic), deterministic)
 
 
 def look_up(name: str, table: Embedding, ids: Array, size_name: str) -> Array:

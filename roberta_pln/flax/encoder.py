@@ -7,10 +7,10 @@ from flax import linen as nn
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.activations import activation
+from roberta_pln.flax.activations import activation, in_training
 from roberta_pln.flax.attention import Attention
 from roberta_pln.flax.cache import LayerCache
-from roberta_pln.flax.layers import Block
+from roberta_pln.flax.layers import Block, Dropout
 from roberta_pln.outputs import BaseModelOutput
 
 
@@ -22,8 +22,9 @@ class Intermediate(Block):
         self.dense = self.linear(self.config.intermediate_size)
         self.intermediate_act_fn = activation(self.config, self.param_dtype)
 
-    def __call__(self, hidden_states: Array) -> Array:
-        return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
+    def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
+        function = self.intermediate_act_fn if deterministic else in_training(self.intermediate_act_fn)
+        return function(self.dense(self.LayerNorm(hidden_states, deterministic)))
 
 
 class Output(Block):
@@ -31,7 +32,7 @@ class Output(Block):
 
     def setup(self) -> None:
         self.dense = self.linear(self.config.hidden_size)
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
 
     def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
         return self.dropout(self.dense(hidden_states), deterministic)
@@ -83,10 +84,12 @@ class Layer(Block):
     def feed_forward(self, hidden_states: Array, deterministic: bool) -> Array:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
         if self.chunk_size == 0 or self.is_initializing():  # a module is initialised on any number of tokens
-            return hidden_states + self.output(self.intermediate(hidden_states), deterministic)
+            return hidden_states + self.output(self.intermediate(hidden_states, deterministic), deterministic)
         checks.chunks(hidden_states.shape[1], self.chunk_size)
         slices = jnp.split(hidden_states, hidden_states.shape[1] // self.chunk_size, axis=1)
-        return jnp.concatenate([part + self.output(self.intermediate(part), deterministic) for part in slices], axis=1)
+        return jnp.concatenate(
+            [part + self.output(self.intermediate(part, deterministic), deterministic) for part in slices], axis=1
+        )
 
 
 class Layers(Block):

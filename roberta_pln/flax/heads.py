@@ -12,7 +12,7 @@ from roberta_pln.flax import cache
 from roberta_pln.flax.activations import gelu
 from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.generation import Generation
-from roberta_pln.flax.layers import Block
+from roberta_pln.flax.layers import Block, Dropout
 from roberta_pln.flax.losses import (
     causal_cross_entropy,
     classification,
@@ -319,10 +319,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         )
 
 
-def classifier_dropout(config: RobertaPreLayerNormConfig) -> nn.Dropout:
+def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:
     """Dropout at the rate of the classification heads."""
     rate = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+    return Dropout(config.hidden_dropout_prob if rate is None else rate)
 
 
 class ClassificationHead(Block):
@@ -450,7 +450,7 @@ class RobertaPreLayerNormForMultipleChoiceModule(PreTrainedModule):
         self.check()
         config, dtypes = self.config, (self.dtype, self.param_dtype)
         self.roberta_prelayernorm = RobertaPreLayerNormModule(config, *dtypes, self.gradient_checkpointing)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = self.linear(1)
 
     def __call__(

@@ -1,5 +1,6 @@
 """What `torch.nn` is for `pt` and Linen lacks or computes otherwise; and the base class that modules are made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,14 +61,59 @@ class LayerNorm(nn.Module):
     param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, deterministic: bool = True) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
-        wide = at_least_float32(self.dtype)
-        x, scale, bias = x.astype(wide), scale.astype(wide), bias.astype(wide)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        wide, dtype, epsilon = at_least_float32(self.dtype), self.dtype, self.epsilon
+
+        def normalise(x: Array, scale: Array, bias: Array) -> Array:
+            x, scale, bias = x.astype(wide), scale.astype(wide), bias.astype(wide)
+            centred = x - x.mean(-1, keepdims=True)
+            variance = jnp.square(centred).mean(-1, keepdims=True)
+            return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(dtype)
+
+        return normalise(x, scale, bias) if deterministic else recomputed(normalise, x, scale, bias)
+
+
+class Dropout(nn.Module):
+    """Zeros elements with probability `rate` and scales the others by 1 / (1 - rate), unless it is deterministic.
+
+    16 bits decide on an element, which takes half as long as a number of float32: the share of a call is a multiple of
+    2**-16, below or above the rate so often that each element's probability is the rate.
+    """
+
+    rate: float
+
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        return self.drop(x, self.key(deterministic))
+
+    def key(self, deterministic: bool) -> Array | None:
+        """What the next call draws from; None if it leaves everything as it is."""
+        return None if deterministic or self.rate == 0 else self.make_rng("dropout")
+
+    def drop(self, x: Array, key: Array | None) -> Array:
+        """What a call with this key returns."""
+        if key is None:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        draw = self.draw if 2**-8 <= self.rate <= 1 - 2**-8 else self.draw_finely
+        return jnp.where(draw(key, x.shape), x / (1 - self.rate), 0)
+
+    def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Which elements stay."""
+        *lengths, size = shape
+        for_all, for_each = jax.random.split(key)
+        half = (size + 1) // 2
+        numbers = jax.random.bits(for_each, (*lengths, half), jnp.uint32)
+        halves = jax.lax.bitcast_convert_type(numbers, jnp.uint16).reshape(*lengths, 2 * half)[..., :size]
+        whole, part = divmod(self.rate * 2**16, 1)
+        zeros = int(whole) + (jax.random.uniform(for_all) < part)  # of the 2**16 numbers the least
+        return halves >= zeros.astype(jnp.uint16)
+
+    def draw_finely(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """The same for a rate that 16 bits are too coarse for."""
+        return jax.random.bernoulli(key, 1 - self.rate, shape)
 
 
 class Block(nn.Module):
@@ -98,6 +144,44 @@ class Block(nn.Module):
     def norm(self) -> LayerNorm:
         """A norm over the hidden axis."""
         return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
+
+
+def recomputed(function: Callable[..., Array], *args: Array | None) -> Array:
+    """function(*args), of which the backward pass computes the insides anew instead of keeping them.
+
+    Unlike those of `jax.checkpoint`, whose barriers XLA's processor backend drops, they cannot be mistaken for what the
+    forward pass has computed. Derivatives in forward mode are refused, by JAX.
+
+    Args:
+        function: one without parameters of a module, and without other arrays than its arguments.
+        *args: arrays, of which those of real numbers get gradients, and keys, and None.
+    """
+
+    def real(x: Array | None) -> bool:
+        return x is not None and jnp.issubdtype(x.dtype, jnp.floating)
+
+    @jax.custom_vjp
+    def run(*args: Array | None) -> Array:
+        return function(*args)
+
+    def forward(*args: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
+        return function(*args), args
+
+    def backward(args: tuple[Array | None, ...], upstream: Array) -> tuple[Array | None, ...]:
+        first = upstream.reshape(-1)[:1].sum()
+        zero = jnp.where(first == first, 0, jnp.nan)  # which the compiler does not know before there is a gradient
+        places = [place for place, x in enumerate(args) if real(x)]
+        later = [args[place] + zero.astype(args[place].dtype) for place in places]
+
+        def of_real(*numbers: Array) -> Array:
+            given = dict(zip(places, numbers, strict=True))
+            return function(*(given.get(place, x) for place, x in enumerate(args)))
+
+        found = dict(zip(places, jax.vjp(of_real, *later)[1](upstream), strict=True))
+        return tuple(found.get(place) for place in range(len(args)))
+
+    run.defvjp(forward, backward)
+    return run(*args)
 
 
 def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:

@@ -162,7 +162,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         )
         if record.past_key_values is not None and isinstance(past_key_values, Mapping):
             record.past_key_values = cache.pack(record.past_key_values, past_key_values)
-        record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
+        record.last_hidden_state = self.LayerNorm(record.last_hidden_state, deterministic)
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)

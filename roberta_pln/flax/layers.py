@@ -108,8 +108,8 @@ class Dropout(nn.Module):
         numbers = jax.random.bits(for_each, (*lengths, half), jnp.uint32)
         halves = jax.lax.bitcast_convert_type(numbers, jnp.uint16).reshape(*lengths, 2 * half)[..., :size]
         whole, part = divmod(self.rate * 2**16, 1)
-        zeros = int(whole) + (jax.random.uniform(for_all) < part)  # of the 2**16 numbers the least
-        return halves >= zeros.astype(jnp.uint16)
+        more = (jax.random.uniform(for_all) < part).astype(jnp.uint16)
+        return halves >= jnp.uint16(whole) + more  # the others, of the 2**16 numbers the least, are zeros
 
     def draw_finely(self, key: Array, shape: tuple[int, ...]) -> Array:
         """The same for a rate that 16 bits are too coarse for."""
@@ -169,7 +169,7 @@ def recomputed(function: Callable[..., Array], *args: Array | None) -> Array:
 
     def backward(args: tuple[Array | None, ...], upstream: Array) -> tuple[Array | None, ...]:
         first = upstream.reshape(-1)[:1].sum()
-        zero = jnp.where(first == first, 0, jnp.nan)  # which the compiler does not know before there is a gradient
+        zero = jnp.where(first == first, 0.0, jnp.nan)  # which the compiler does not know before there is a gradient
         places = [place for place, x in enumerate(args) if real(x)]
         later = [args[place] + zero.astype(args[place].dtype) for place in places]
 

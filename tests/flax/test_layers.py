@@ -152,9 +152,18 @@ def test_the_compiler_keeps_no_probabilities(monkeypatch):
     assert memory() - anew > (config.num_hidden_layers - 1) * probabilities  # one layer has them in the backward pass
 
 
-def test_forward_mode_is_refused():
+def test_training_has_no_forward_mode():
+    model = backend.RobertaPreLayerNormModel(tiny_config(num_hidden_layers=1), seed=0)
+
+    def slope(**training):
+        def run(params):
+            return model(jnp.array([[5, 6]]), params=params, **training).last_hidden_state.sum()
+
+        return jax.jvp(run, (model.params,), (model.params,))[1]
+
+    assert jnp.isfinite(slope())
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: recomputed(jnp.sin, x), (1.0,), (1.0,))
+        slope(train=True, dropout_rng=jax.random.key(0))
 
 
 @pytest.mark.parametrize("case", ["padding inside", "a mask of four axes"])

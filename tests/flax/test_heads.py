@@ -77,7 +77,8 @@ def test_learns_a_batch_by_heart(head):
         state, value = step(state, key)
         losses.append(float(value))
     assert answers is None or abs(losses[0] - np.log(answers)) < 0.5
-    assert np.mean(losses[-3:]) < 0.1 * losses[0]
+    learned = loss_of(state.apply_fn({"params": state.params}, **inputs))  # without dropout
+    assert learned < 0.1 * losses[0]
 
 
 def test_gradient_in_vmap_in_pmap(head):

@@ -133,9 +133,9 @@ class Trainer:
             label `losses`, float, -log softmax(logits)[label], and `best`, the index of the highest logit, both of the
             shape of the labels, zero where there is none.
         """
-        if self.model.head in LM_HEADS and "labels" not in batch:
-            raise InputError(f"to predict, a language model must have labels, got {', '.join(batch)}")
         if self.model.head in LM_HEADS:
+            if "labels" not in batch:
+                raise InputError(f"to predict, a language model must have labels, got {', '.join(batch)}")
             batch = {**batch, "labels": counted(batch, self.model.head)}
         count, replicas = len(batch["input_ids"]), self.strategy.num_replicas_in_sync
         rows = np.resize(np.arange(count), (replicas, -(-count // replicas)))  # as many for each; some come twice

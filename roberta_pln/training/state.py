@@ -47,13 +47,14 @@ class Snapshot:
         Raises:
             InputError: when it is not.
         """
-        for kind, tensors in (("weights", self.weights), *((kind, getattr(self, kind)) for kind in _MOMENTS)):
-            if wrong := sorted(tensors.keys() ^ set(names)):
-                lacks = [name for name in wrong if name in names]
+        for kind in ("weights", *_MOMENTS):
+            there = getattr(self, kind).keys()
+            lacking, unknown = sorted(set(names) - there), sorted(there - set(names))
+            if lacking or unknown:
                 raise InputError(
-                    f"{kind} of a state must be those of the parameters of the model, got one without {_few(lacks)}, "
-                    f"and with {_few([name for name in wrong if name not in names])} besides: build the trainer with "
-                    f"the config and the head of the state"
+                    f"{kind} of a state must be those of the parameters of the model, got one without "
+                    f"{_few(lacking)}, and with {_few(unknown)} besides: build the trainer with the config and the "
+                    f"head of the state"
                 )
 
 

@@ -25,6 +25,9 @@ IGNORE_INDEX: Final = -100
 LOGITS_PER_CHUNK: Final = 2**23
 """How many logits a loss that does not return them holds at once: 32 MiB in float32, 166 rows of the usual 50265."""
 
+SCORES_AT_A_TIME: Final = 2**22
+"""How many scores attention holds at once where texts take turns; one text may have more. 16 MiB in float32."""
+
 ACTIVATIONS: Final = (
     "gelu",
     "gelu_10",

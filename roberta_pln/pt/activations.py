@@ -112,3 +112,8 @@ def activation(config: RobertaPreLayerNormConfig) -> Callable[[Tensor], Tensor]:
     if callable(chosen):
         return chosen
     return LEARNED[chosen]() if chosen in LEARNED else ACTIVATIONS[chosen]
+
+
+def is_named(function: Callable[[Tensor], Tensor]) -> bool:
+    """Whether an activation is one of the functions above, which depend on nothing but x."""
+    return function in ACTIVATIONS.values()

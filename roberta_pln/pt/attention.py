@@ -1,6 +1,8 @@
 """Attention: project, score, combine; and the masks that say which keys a query sees."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.pt.cache import Slots, append, entries
-from roberta_pln.pt.layers import Dropout
+from roberta_pln.pt.layers import Dropout, is_transformed
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -66,6 +69,9 @@ class MultiHeadAttention(nn.Module):
             if bias is not None:  # clamped, since float32's minimum is infinite in bfloat16
                 bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
             context, attentions = F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+        elif self.takes_turns(query, head_mask, output_attentions):
+            rate = self.dropout.p if self.training else 0.0
+            context, attentions = InTurns.apply(query, key, value, bias, self.dropout if rate else None), None
         elif self.is_recomputed(key, output_attentions):
             context, attentions = checkpoint(self.mix, query, key, value, bias, head_mask, use_reentrant=False)
         else:
@@ -82,6 +88,14 @@ class MultiHeadAttention(nn.Module):
         special = output_attentions or head_mask is not None or self.relative_query or dropout
         return not special and not torch.is_grad_enabled() and query.dtype != torch.float16
 
+    def takes_turns(self, query: Tensor, head_mask: Tensor | None, output_attentions: bool) -> bool:
+        """Whether some texts after the others are attended to, and in the backward pass again, by `InTurns`."""
+        drops = self.training and self.dropout.p > 0
+        special = output_attentions or head_mask is not None or self.relative_query
+        special = special or (drops and not self.dropout.is_coarse())
+        computed_here = query.device.type == "cpu" and query.dtype == softmax_dtype(query.dtype)
+        return torch.is_grad_enabled() and computed_here and not special and not is_transformed()
+
     def is_recomputed(self, key: Tensor, output_attentions: bool) -> bool:
         """Whether the backward pass computes the probabilities anew instead of keeping them.
 
@@ -89,8 +103,8 @@ class MultiHeadAttention(nn.Module):
         first would be half of all, for less than a tenth of the work. Compilers decide by themselves, and transforms of
         functions cannot.
         """
-        plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-        return key.shape[2] >= 8 * self.head_size and plain and torch.is_grad_enabled() and not output_attentions
+        long = key.shape[2] >= 8 * self.head_size
+        return long and torch.is_grad_enabled() and not is_transformed() and not output_attentions
 
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, head_mask: Tensor | None
@@ -124,6 +138,80 @@ class MultiHeadAttention(nn.Module):
         if head_mask is None:
             return probabilities
         return probabilities * head_mask[self.kept_heads][:, None, None].to(probabilities.dtype)
+
+
+class InTurns(torch.autograd.Function):
+    """dropout(softmax(q k^T / sqrt(K) + bias)) v, a few texts at a time; the backward pass computes all of it anew.
+
+    So nothing is kept that grows with the square of the length, and the scores of those few stay in the cache of the
+    processor. Both passes draw from one seed, which comes from PyTorch's own generator.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout | None
+    ) -> Tensor:
+        ctx.dropout, ctx.seed = dropout, None if dropout is None else int(torch.randint(2**63 - 1, ()))
+        ctx.save_for_backward(query, key, value, bias)
+        batch, heads, queries, size = query.shape
+        context = query.new_empty(batch, queries, heads, size).transpose(1, 2)  # as the layer behind takes it
+        for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+            if kept is not None:
+                probabilities.mul_(kept)
+            context[texts] = (probabilities @ value[texts]).mul_(scale)
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # the gradients are differentiated in their turn
+            return *differentiable(ctx, upstream), None, None
+        query, key, value, bias = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in (query, key, value)]
+        of_query, of_key, of_value = gradients
+        root = math.sqrt(query.shape[-1])
+        for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+            q, k, v, above = query[texts], key[texts], value[texts], upstream[texts] * scale
+            slopes = above @ v.transpose(-1, -2)
+            if kept is not None:
+                slopes.mul_(kept)
+            used = probabilities if kept is None else probabilities * kept
+            of_value[texts] = used.transpose(-1, -2) @ above
+            slopes.mul_(probabilities)
+            slopes.addcmul_(probabilities, slopes.sum(-1, keepdim=True), value=-1).div_(root)
+            of_query[texts] = slopes @ k
+            of_key[texts] = slopes.transpose(-1, -2) @ q
+        return *gradients, None, None
+
+
+def in_turns(
+    ctx: Any, query: Tensor, key: Tensor, bias: Tensor | None
+) -> Iterator[tuple[slice, Tensor, Tensor | None, float]]:
+    """For a few texts after the others: which, their probabilities, what dropout keeps of them, and its scale."""
+    batch, heads, queries, size = query.shape
+    few = max(1, SCORES_AT_A_TIME // max(1, heads * queries * key.shape[2]))
+    generator = None if ctx.dropout is None else torch.Generator().manual_seed(ctx.seed)
+    for start in range(0, batch, few):
+        texts = slice(start, start + few)
+        scores = (query[texts] @ key[texts].transpose(-1, -2)).div_(math.sqrt(size))
+        if bias is not None:
+            scores += bias if len(bias) == 1 else bias[texts]
+        probabilities = torch.softmax(scores, dim=-1)
+        if ctx.dropout is None:
+            yield texts, probabilities, None, 1.0
+        else:
+            yield texts, probabilities, ctx.dropout.draw(scores.shape, generator), 1 / (1 - ctx.dropout.p)
+
+
+def differentiable(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The gradients of `InTurns` as functions of its inputs."""
+    query, key, value, bias = ctx.saved_tensors
+    contexts = []
+    for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+        used = probabilities if kept is None else probabilities * kept
+        contexts.append((used @ value[texts]) * scale)
+    wanted = [x for x in (query, key, value) if x.requires_grad]
+    found = iter(torch.autograd.grad(torch.cat(contexts), wanted, upstream, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in (query, key, value)]
 
 
 class AttentionOutput(nn.Module):

@@ -1,5 +1,6 @@
 """The pre-norm layer and the stack of them."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
-from roberta_pln.pt.activations import activation, gelu
+from roberta_pln.pt.activations import activation, gelu, is_named
 from roberta_pln.pt.attention import Attention
-from roberta_pln.pt.layers import Dropout
+from roberta_pln.pt.layers import Dropout, dense_after, is_alone, is_watched
 
 LayerCache = tuple[Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
@@ -43,28 +44,27 @@ class Intermediate(nn.Module):
         self.intermediate_act_fn = activation(config)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = self.dense(self.LayerNorm(hidden_states))
+        hidden_states = self.expand(hidden_states)
         if self.intermediate_act_fn is gelu and not torch.is_grad_enabled() and is_alone(self.dense):
             return torch.ops.aten.gelu_(hidden_states)  # in place: fresh memory would take longer than the function
         return self.intermediate_act_fn(hidden_states)
 
-
-def is_alone(module: nn.Module) -> bool:
-    """Whether a layer is PyTorch's own and without hooks, so that nobody else sees what it returns or changes it."""
-    everywhere = nn.modules.module._global_forward_hooks
-    return type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks or everywhere)
+    def expand(self, hidden_states: Tensor) -> Tensor:
+        """dense(LN(x)), before the activation."""
+        return dense_after(self.LayerNorm, self.dense, hidden_states)
 
 
 class Output(nn.Module):
-    """The second half of the feed-forward branch: dense(x)."""
+    """The second half of the feed-forward branch: dense(x), or dense(before(x))."""
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.activated_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states))
+    def forward(self, hidden_states: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
+        return self.dropout(dense)
 
 
 class Layer(nn.Module):
@@ -104,10 +104,17 @@ class Layer(nn.Module):
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
         if self.chunk_size == 0:
-            return hidden_states + self.output(self.intermediate(hidden_states))
+            return hidden_states + self.branch(hidden_states)
         checks.chunks(hidden_states.shape[1], self.chunk_size)
         slices = hidden_states.split(self.chunk_size, dim=1)
-        return torch.cat([part + self.output(self.intermediate(part)) for part in slices], dim=1)
+        return torch.cat([part + self.branch(part) for part in slices], dim=1)
+
+    def branch(self, hidden_states: Tensor) -> Tensor:
+        """output(intermediate(x)), in training without keeping what is between the two and cheap to compute anew."""
+        activation = self.intermediate.intermediate_act_fn
+        if not torch.is_grad_enabled() or not is_named(activation) or is_watched(self.intermediate):
+            return self.output(self.intermediate(hidden_states))
+        return self.output(self.intermediate.expand(hidden_states), activation)
 
 
 class Encoder(nn.Module):

@@ -14,9 +14,9 @@ from roberta_pln.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from roberta_pln.pt.encoder import LayerCache, is_alone
+from roberta_pln.pt.encoder import LayerCache
 from roberta_pln.pt.generation import Generation
-from roberta_pln.pt.layers import Dropout
+from roberta_pln.pt.layers import Dropout, is_alone
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,

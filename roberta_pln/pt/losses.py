@@ -10,6 +10,7 @@ from torch import Tensor
 from roberta_pln import checks
 from roberta_pln.numerics import IGNORE_INDEX, LOGITS_PER_CHUNK
 from roberta_pln.pt.embeddings import readable
+from roberta_pln.pt.layers import is_autocast
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
@@ -77,7 +78,7 @@ def labelled_cross_entropy(
     labelled = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
     states = transform(hidden_states[labelled])  # (M, D)
     kind = states.device.type
-    if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
+    if is_autocast(kind) and states.dtype != torch.float64:
         states = states.to(torch.get_autocast_dtype(kind))  # as a linear layer would
     needed = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, table, bias)]
     return Decoded.apply(states, labels[labelled], table, bias, needed)[0]

@@ -140,3 +140,8 @@ def in_training(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tens
     Only there: TensorFlow fuses the other form with the product before it.
     """
     return lean_gelu if function is gelu else function
+
+
+def is_named(function: Callable[[tf.Tensor], tf.Tensor]) -> bool:
+    """Whether an activation is one of the functions above, which depend on nothing but x."""
+    return function in ACTIVATIONS.values()

@@ -1,11 +1,13 @@
 """Attention: project, score, combine; and the masks that say which keys a query sees."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import tensorflow as tf
 
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.tf import cache
 from roberta_pln.tf.cache import Slots
 from roberta_pln.tf.layers import (
@@ -16,6 +18,8 @@ from roberta_pln.tf.layers import (
     Module,
     Shared,
     at_least_float32,
+    later,
+    next_seed,
     recomputed,
     shape_of,
 )
@@ -79,7 +83,10 @@ class MultiHeadAttention(Module):
             bias = tf.gather(bias, self.kept_heads, axis=1)
         # TensorFlow has no fused kernel as PyTorch has; XLA fuses what it compiles.
         mix = partial(self.mix, first=first, training=training)
-        if training and self.is_recomputed(key, output_attentions):
+        if self.takes_turns(query, head_mask, output_attentions, training):
+            dropout = self.dropout if self.dropout.rate > 0 else None
+            context, attentions = in_turns(query, key, value, bias, dropout), None
+        elif training and self.is_recomputed(key, output_attentions):
             generator = self.dropout.seed_generator
             context = recomputed(lambda *args: mix(*args)[0], generator, query, key, value, bias, head_mask)
             attentions = None
@@ -88,6 +95,14 @@ class MultiHeadAttention(Module):
         context = tf.transpose(context, (0, 2, 1, 3))  # (B, T, H, K)
         batch, length, heads, size = shape_of(context)
         return tf.reshape(context, (batch, length, heads * size)), attentions if output_attentions else None
+
+    def takes_turns(
+        self, query: tf.Tensor, head_mask: tf.Tensor | None, output_attentions: bool, training: bool
+    ) -> bool:
+        """Whether some texts after the others are attended to, and in the backward pass again, by `in_turns`."""
+        special = output_attentions or head_mask is not None or self.relative_query
+        special = special or (self.dropout.rate > 0 and not self.dropout.is_coarse())
+        return training and query.dtype == softmax_dtype(query.dtype) and not special
 
     def is_recomputed(self, key: tf.Tensor, output_attentions: bool) -> bool:
         """Whether the backward pass computes the probabilities anew instead of keeping them, if their number is known.
@@ -142,6 +157,87 @@ class MultiHeadAttention(Module):
             return probabilities
         kept = tf.gather(head_mask, tf.constant(self.kept_heads, tf.int32))
         return probabilities * tf.cast(kept, probabilities.dtype)[:, None, None]
+
+
+def in_turns(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, bias: tf.Tensor | None, dropout: Dropout | None
+) -> tf.Tensor:
+    """dropout(softmax(q k^T / sqrt(K) + bias)) v, a few texts at a time; the backward pass computes all of it anew.
+
+    So nothing is kept that grows with the square of the length, and the scores of those few stay in the cache of the
+    processor. Both passes draw from one seed.
+    """
+    seed = None if dropout is None else tf.cast(next_seed(dropout.seed_generator), tf.int32)
+    scale = 1.0 if dropout is None else 1 / (1 - dropout.rate)
+    root = math.sqrt(query.shape[-1])
+
+    def probabilities(place: tf.Tensor, q: tf.Tensor, k: tf.Tensor, bias: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+        """Those of a few texts, and what dropout leaves of them, before its scale."""
+        scores = tf.matmul(q, k, transpose_b=True) / root
+        found = tf.nn.softmax(scores if bias is None else scores + bias)
+        if dropout is None:
+            return found, found, None
+        kept = dropout.draw(shape_of(found), seed + tf.stack([place, 0]))
+        return found, tf.where(kept, found, 0), kept
+
+    def attend(
+        place: tf.Tensor, bias: tf.Tensor | None, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        _, used, _ = probabilities(place, q, k, bias)
+        return (tf.matmul(used, v) * scale,)
+
+    def slopes(
+        place: tf.Tensor, bias: tf.Tensor | None, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        upstream *= scale
+        found, used, kept = probabilities(place, q, k, bias)
+        of_used = tf.matmul(upstream, v, transpose_b=True)
+        of_found = of_used if kept is None else tf.where(kept, of_used, 0)
+        of_scores = found * (of_found - tf.reduce_sum(of_found * found, axis=-1, keepdims=True)) / root
+        return (
+            tf.matmul(of_scores, k),
+            tf.matmul(of_scores, q, transpose_a=True),
+            tf.matmul(used, upstream, transpose_a=True),
+        )
+
+    @tf.custom_gradient
+    def run(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        (context,) = turns(attend, 1, bias, q, k, v)
+        return context, lambda upstream: turns(slopes, 3, bias, *(later(x, upstream) for x in (q, k, v)), upstream)
+
+    return run(query, key, value)
+
+
+def turns(
+    function: Callable[..., tuple[tf.Tensor, ...]], results: int, bias: tf.Tensor | None, *tensors: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """function(place, bias, *tensors) of a few texts after the others, as of all at once.
+
+    Args:
+        function: what to compute of those at a place, which counts the turns.
+        results: how many tensors that is.
+        bias: (B, ...) or (1, ...), or None.
+        tensors: (B, H, T, K) and (B, H, S, K), queries and keys first.
+    """
+    batch, heads, queries, _ = shape_of(tensors[0])
+    few = SCORES_AT_A_TIME // (heads * queries * shape_of(tensors[1])[2])
+    if isinstance(batch, int) and isinstance(few, int):
+        if batch <= few:
+            return function(0, bias, *tensors)
+        few = next(size for size in range(max(1, few), 0, -1) if batch % size == 0)
+    else:
+        few = tf.where(batch <= few, batch, 1)
+    shared = bias is None or bias.shape[0] == 1
+    given = tensors if shared else (bias, *tensors)
+    given = [tf.reshape(x, (-1, few, *shape_of(x)[1:])) for x in given]
+
+    def turn(items: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        place, *parts = items
+        return function(place, bias if shared else parts.pop(0), *parts)
+
+    items = (tf.range(shape_of(given[0])[0]), *given)
+    found = tf.map_fn(turn, items, parallel_iterations=1, fn_output_signature=(tensors[0].dtype,) * results)
+    return tuple(tf.reshape(x, (batch, *shape_of(x)[2:])) for x in found)
 
 
 class AttentionOutput(Module):

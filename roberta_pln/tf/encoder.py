@@ -1,14 +1,15 @@
 """The pre-norm layer and the stack of them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
-from roberta_pln.tf.activations import activation, in_training
+from roberta_pln.tf.activations import activation, in_training, is_named
 from roberta_pln.tf.attention import Attention
-from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, recomputed
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, dense_after, recomputed
 from roberta_pln.tf.records import BaseModelOutput
 
 LayerCache = tuple[tf.Tensor, ...]
@@ -25,20 +26,26 @@ class Intermediate(Module):
         self.intermediate_act_fn = activation(config, shared)
 
     def call(self, hidden_states: tf.Tensor, training: bool = False) -> tf.Tensor:
-        function = in_training(self.intermediate_act_fn) if training else self.intermediate_act_fn
-        return self.dense(self.LayerNorm(hidden_states), activation=function)
+        if training:
+            return in_training(self.intermediate_act_fn)(self.expand(hidden_states))
+        return self.dense(self.LayerNorm(hidden_states), activation=self.intermediate_act_fn)
+
+    def expand(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """dense(LN(x)) in training, before the activation."""
+        return dense_after(self.LayerNorm, self.dense, hidden_states)
 
 
 class Output(Module):
-    """The second half of the feed-forward branch: dense(x)."""
+    """The second half of the feed-forward branch: dense(x), or dense(before(x))."""
 
     def __init__(self, config: RobertaPreLayerNormConfig, shared: Shared) -> None:
         super().__init__(shared)
         self.dense = Dense(config.activated_size, config.hidden_size, shared)
         self.dropout = Dropout(config.hidden_dropout_prob, shared)
 
-    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.dropout(self.dense(hidden_states))
+    def call(self, hidden_states: tf.Tensor, before: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.Tensor:
+        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
+        return self.dropout(dense)
 
 
 class Layer(Module):
@@ -90,18 +97,26 @@ class Layer(Module):
                 output_attentions=output_attentions,
             )
             cache = (*cache, *cross_cache)
-        return self.feed_forward(hidden_states), attentions, cross_attentions, cache if use_cache else None
+        hidden_states = self.feed_forward(hidden_states, training)
+        return hidden_states, attentions, cross_attentions, cache if use_cache else None
 
-    def feed_forward(self, hidden_states: tf.Tensor) -> tf.Tensor:
+    def feed_forward(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
         if self.chunk_size == 0:
-            return hidden_states + self.output(self.intermediate(hidden_states))
+            return hidden_states + self.branch(hidden_states, training)
         length = hidden_states.shape[1]
         checks.chunks(length, self.chunk_size)
         if length is None:  # a graph of open length has no fixed number of slices, and whole gives the same numbers
-            return hidden_states + self.output(self.intermediate(hidden_states))
+            return hidden_states + self.branch(hidden_states, training)
         slices = tf.split(hidden_states, length // self.chunk_size, axis=1)
-        return tf.concat([part + self.output(self.intermediate(part)) for part in slices], axis=1)
+        return tf.concat([part + self.branch(part, training) for part in slices], axis=1)
+
+    def branch(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        """output(intermediate(x)), in training without keeping what is between the two and cheap to compute anew."""
+        activation = self.intermediate.intermediate_act_fn
+        if not training or not is_named(activation):
+            return self.output(self.intermediate(hidden_states))
+        return self.output(self.intermediate.expand(hidden_states), before=in_training(activation))
 
 
 class Encoder(Module):

@@ -147,8 +147,12 @@ class Dropout(Module):
         if self.rate == 1:
             return tf.zeros_like(inputs)
         seed = tf.cast(next_seed(self.seed_generator), tf.int32)
-        draw = self.draw if 2**-8 <= self.rate <= 1 - 2**-8 else self.draw_finely
+        draw = self.draw if self.is_coarse() else self.draw_finely
         return tf.where(draw(shape_of(inputs), seed), inputs / (1 - self.rate), 0)
+
+    def is_coarse(self) -> bool:
+        """Whether 16 bits are enough for this rate."""
+        return 2**-8 <= self.rate <= 1 - 2**-8
 
     def draw(self, shape: list[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
         """Which elements stay."""
@@ -228,6 +232,43 @@ def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args:
     elif drawn:
         generator.state.assign(generator.state + np.array([0, drawn]))
     return tf.nest.map_structure(lambda there: next(results) if there else None, structure)
+
+
+def dense_after(before: Callable[[tf.Tensor], tf.Tensor], dense: Dense, x: tf.Tensor) -> tf.Tensor:
+    """dense(before(x)), without keeping before(x) for the backward pass.
+
+    Args:
+        before: a LayerNorm, or a function without parameters, that takes little time to compute anew.
+        dense: what follows.
+        x: (..., D).
+    """
+    kernel, bias = tf.cast(dense.kernel, dense.compute_dtype), tf.cast(dense.bias, dense.compute_dtype)
+    function, parameters = before, ()
+    if isinstance(before, LayerNorm):
+        dtype = at_least_float32(x.dtype)
+        parameters = (tf.cast(before.gamma, dtype), tf.cast(before.beta, dtype))
+
+        def function(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+            return tf.cast(before.lean(x, scale, offset), before.compute_dtype)
+
+    @tf.custom_gradient
+    def product(kernel: tf.Tensor, bias: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            x, *parameters = inputs
+            watched = [later(x, upstream), *parameters]
+            with tf.GradientTape() as tape:
+                tape.watch(watched)
+                found = function(*watched)
+            *_, outputs = kernel.shape
+            rows = tf.reshape(upstream, (-1, outputs))
+            of_kernel = tf.matmul(tf.reshape(found, (-1, kernel.shape[0])), rows, transpose_a=True)
+            of_found = tf.reshape(tf.matmul(rows, kernel, transpose_b=True), tf.shape(found))
+            of_inputs = tape.gradient(found, watched, output_gradients=of_found)
+            return of_kernel, tf.reduce_sum(rows, axis=0), *of_inputs
+
+        return linear(function(*inputs), kernel, bias), gradients
+
+    return product(kernel, bias, x, *parameters)
 
 
 def later(tensor: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:

@@ -210,7 +210,8 @@ def test_pruned_heads(backend, tmp_path):
     assert len(tensors(backend, model)["roberta_prelayernorm.encoder.layer.0.attention.self.query.bias"]) == 16
     model.save_pretrained(tmp_path / "pruned")
     again = load(backend, tmp_path / "pruned", "ForTokenClassification")
-    assert all(np.array_equal(array, pruned[name]) for name, array in run(backend, again, inputs).items())
+    # Products of matrices may add up in another order where the weights begin at another place in memory.
+    assert all(np.abs(array - pruned[name]).max() <= 1e-13 for name, array in run(backend, again, inputs).items())
 
 
 REFUSED_HEADS = {

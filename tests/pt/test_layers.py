@@ -1,12 +1,18 @@
-"""Dropout."""
+"""Dropout; and what the backward pass computes anew: the same functions with the same derivatives."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from roberta_pln.pt.layers import Dropout
+from torch import nn
+
+from roberta_pln.pt import attention
+from roberta_pln.pt.activations import ACTIVATIONS
+from roberta_pln.pt.attention import InTurns
+from roberta_pln.pt.layers import DenseAfter, Dropout, dense_after
 
 SIZE = 400_000
 
@@ -29,7 +35,7 @@ def test_a_share_of_the_elements_is_zero(p, dtype):
 def test_the_rate_is_exact(last, zeros, monkeypatch):
     """A call has a multiple of 2**-16; that above 6553.25 of them a quarter of the time."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.int64)
-    monkeypatch.setattr(torch, "randint", lambda *_: torch.cat([every, torch.tensor([last])]))
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.cat([every, torch.tensor([last])]))
     dropped = Dropout(6553.25 / 2**16)(torch.ones(2**16))
     assert (dropped == 0).sum() == zeros
 
@@ -73,3 +79,96 @@ def test_each_example_has_its_own_under_vmap():
     assert not torch.equal(different[0], different[1])
     same = torch.vmap(dropout, randomness="same")(torch.ones(2, 100))
     assert torch.equal(same[0], same[1])
+
+
+# ------------------------------------------------------------- what is computed anew
+
+
+def before_and_dense(name):
+    """A layer that takes (..., 6), what may come before it, and an input for that."""
+    torch.manual_seed(0)
+    before = nn.LayerNorm(6, dtype=torch.float64) if name == "norm" else ACTIVATIONS[name]
+    if name == "norm":
+        nn.init.normal_(before.weight)
+        nn.init.normal_(before.bias)
+    x = torch.randn(2, 3, 12 if name == "glu" else 6, dtype=torch.float64, requires_grad=True)
+    return before, nn.Linear(6, 5, dtype=torch.float64), x
+
+
+@pytest.mark.parametrize("name", ["norm", *ACTIVATIONS])
+def test_a_dense_layer_behind_something(name):
+    """Value, gradients, and their gradients."""
+    before, dense, x = before_and_dense(name)
+    inputs = [x, *dense.parameters(), *(before.parameters() if name == "norm" else ())]
+    found = []
+    for run in (lambda: dense_after(before, dense, x), lambda: dense(before(x))):
+        y = run()
+        gradients = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        again = torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
+        found.append([y, *torch.autograd.grad(run().sin().sum(), inputs), *gradients, *again])
+    assert "DenseAfter" in type(dense_after(before, dense, x).grad_fn).__name__
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)  # some hundred roundings of 1e-16
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias"])
+def test_only_what_is_trained_gets_a_gradient(trained):
+    before, dense, x = before_and_dense("gelu")
+    tensors = {"x": x, "weight": dense.weight, "bias": dense.bias}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name == trained)
+    dense_after(before, dense, x).sum().backward()
+    assert {name for name, tensor in tensors.items() if tensor.grad is not None} == {trained}
+
+
+@pytest.mark.parametrize("watched", ["before", "dense"])
+def test_hooks_see_their_layers(watched):
+    """Then nothing is computed anew."""
+    before, dense, x = before_and_dense("norm")
+    hook = Mock(return_value=None)
+    {"before": before, "dense": dense}[watched].register_forward_hook(hook)
+    y = dense_after(before, dense, x)
+    assert torch.equal(y, dense(before(x)))
+    assert "DenseAfter" not in type(y.grad_fn).__name__
+    assert hook.call_count == 2
+
+
+def test_a_change_of_what_is_computed_anew_is_noticed():
+    before, dense, x = before_and_dense("gelu")
+    inner = x * 1
+    y = DenseAfter.apply(before, dense.weight, dense.bias, inner)
+    inner.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3])
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_texts_that_take_turns(rate, texts, monkeypatch):
+    """Derivatives of first and second order, by differences; both passes drop the same."""
+    heads, length = 2, 4
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", texts * heads * length**2)
+    torch.manual_seed(1)
+    inputs = [torch.randn(3, heads, length, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    bias = torch.randn(3, 1, 1, length, dtype=torch.float64)
+    dropout = Dropout(rate) if rate else None
+
+    def run(*inputs):
+        torch.manual_seed(2)
+        return InTurns.apply(*inputs, bias, dropout)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+    assert not torch.equal(run(*inputs), InTurns.apply(*inputs, bias, None)) or not rate
+
+
+def test_texts_that_take_turns_are_dropped_from_apart(monkeypatch):
+    """Each turn draws anew, at the rate, and what stays is scaled."""
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 1)
+    torch.manual_seed(0)
+    query = torch.zeros(4, 1, 100, 100)
+    value = torch.eye(100).expand(4, 1, 100, 100)  # so that the context is the probabilities
+    found = InTurns.apply(query.requires_grad_(), query, value, None, Dropout(0.25)) * 100
+    torch.testing.assert_close(found.detach().unique(), torch.tensor([0, 1 / 0.75]))  # PyTorch's tolerance of float32
+    assert abs((found == 0).double().mean().item() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 40_000)
+    assert not any(torch.equal(found[0] == 0, other == 0) for other in found[1:])

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from roberta_pln import schema
-from roberta_pln.pt import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from roberta_pln.pt import RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel, attention
 from roberta_pln.pt.attention import MultiHeadAttention
 from tests.contract import INPUTS, random_ids, tiny_config
 
@@ -58,35 +58,54 @@ def test_the_fused_kernel_computes_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("inner", [False, True], ids=["layers are kept", "layers are computed anew"])
-def test_probabilities_of_long_texts_are_computed_anew(inner, monkeypatch):
-    """The same step to the last bit, dropout included, and without keeping what grows with the square of the length."""
-    model = masked_lm(max_position_embeddings=70, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2).train()
-    length = 8 * model.config.head_size
+@pytest.mark.parametrize("texts", [1, 2, 3, 8])
+def test_texts_that_take_turns(texts, inner, monkeypatch):
+    """The same step as of all texts at once, whose attention is written out, in float64."""
+    model = masked_lm(initializer_range=0.2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0).double()
     if inner:
         model.gradient_checkpointing_enable()
-    anew, kept_anew = training_step(model, length)
-    _, kept_short = training_step(model, length - 1)
-    monkeypatch.setattr(MultiHeadAttention, "is_recomputed", lambda *_: False)
-    plain, kept_plain = training_step(model, length)
-    for ours, expected in zip(anew, plain, strict=True):
-        assert torch.equal(ours, expected)
-    if not inner:
-        scores = 2 * model.config.num_attention_heads * length**2
-        assert scores in kept_plain
-        assert scores not in kept_anew
-        assert scores // length**2 * (length - 1) ** 2 in kept_short
+    for inputs in ("no mask", "a fully padded row", "a mask of four axes", "a mask of three axes"):
+        _, length = INPUTS[inputs]["input_ids"].shape
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "SCORES_AT_A_TIME", texts * model.config.num_attention_heads * length**2)
+            ours, _ = training_step(model, INPUTS[inputs])
+            patch.setattr(MultiHeadAttention, "takes_turns", lambda *_: False)
+            expected, _ = training_step(model, INPUTS[inputs])
+        for one, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)  # some hundred roundings of 1e-16
 
 
-def training_step(model, length):
-    """Loss and gradients of a step with dropout, and the sizes of what was kept for the backward pass."""
-    ids = torch.from_numpy(random_ids(2, length))
-    sizes = set()
+def test_training_keeps_no_more_than_it_must():
+    """Nothing of attention that grows with the square of the length, and no input of a dense layer but two."""
+    config = tiny_config(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2, num_hidden_layers=1)
+    torch.manual_seed(0)
+    model = RobertaPreLayerNormModel(config, add_pooling_layer=False).train()
+    ids = random_ids(2, 13)
+    _, kept = training_step(model, {"input_ids": ids})
+    scores, states, inner = (ids.size * size for size in (4 * 13, config.hidden_size, config.intermediate_size))
+    assert scores not in kept
+    assert kept.count(inner) == 1  # before the activation
+    # What goes into four norms; queries, keys, values, and what these three are made of; what is read of them;
+    # booleans of three dropouts; and the result, which the step keeps for itself.
+    assert kept.count(states) == 4 + 4 + 1 + 3 + 1
+    _, kept_before = training_step(model, {"input_ids": ids}, output_attentions=True)
+    assert scores in kept_before
+
+
+def training_step(model, inputs, **switches):
+    """Value and gradients of a step, and for each tensor that it kept for the backward pass its size."""
+    tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    found = {}
     torch.manual_seed(0)
     model.zero_grad()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.add(x.numel()), x)[1], lambda x: x):
-        loss = model(ids, labels=ids).loss
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: (found.update({x.data_ptr(): x.numel()}), x)[1], lambda x: x
+    ):
+        states = model(**tensors, **switches)[0]
+        loss = states.sin().sum()
     loss.backward()
-    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())], sizes
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return [loss.detach(), *gradients], list(found.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -19,17 +19,19 @@ SPELLED_PT = {"call": "forward", "__call__": "forward", "setup": "__init__"}
 
 EXTRA = {
     "pt": {
-        "is_alone",  # hooks, and layers that are replaced, are PyTorch's
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
+        "MultiHeadAttention.takes_turns",  # XLA fuses scores with what is made of them
+        *("InTurns", "each_turn", "differentiable"),  # a function with a gradient of its own is a class here
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
-        *("Decoded", "Scaled", "is_one"),  # a function with a gradient of its own is a class here
+        *("Decoded", "Scaled", "is_one"),  # see above
     },
     "tf": {
         "mish",  # TensorFlow has none
         *("lean_gelu", "in_training"),  # PyTorch's own keeps no more for the backward pass
         *("decoded", "refuse"),  # with a gradient of its own
+        *("MultiHeadAttention.takes_turns", "in_turns", "turns"),  # see above
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Attention.output",  # Keras has an attribute of this name, so the layer is held under another
         "Layer.output",

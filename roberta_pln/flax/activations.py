@@ -127,3 +127,8 @@ def activation(config: RobertaPreLayerNormConfig, param_dtype: DTypeLike) -> Cal
 def in_training(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The same function, in the form that keeps least for the backward pass."""
     return partial(recomputed, function) if function is gelu else function
+
+
+def is_named(function: Callable[[Array], Array]) -> bool:
+    """Whether an activation is one of the functions above, which depend on nothing but x."""
+    return function in ACTIVATIONS.values()

@@ -1,16 +1,16 @@
 """The pre-norm layer and the stack of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.activations import activation, in_training
+from roberta_pln.flax.activations import activation, in_training, is_named
 from roberta_pln.flax.attention import Attention
 from roberta_pln.flax.cache import LayerCache
-from roberta_pln.flax.layers import Block, Dropout
+from roberta_pln.flax.layers import Block, Dropout, dense_after
 from roberta_pln.outputs import BaseModelOutput
 
 
@@ -23,19 +23,27 @@ class Intermediate(Block):
         self.intermediate_act_fn = activation(self.config, self.param_dtype)
 
     def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
-        function = self.intermediate_act_fn if deterministic else in_training(self.intermediate_act_fn)
-        return function(self.dense(self.LayerNorm(hidden_states, deterministic)))
+        if deterministic:
+            return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
+        return in_training(self.intermediate_act_fn)(self.expand(hidden_states))
+
+    def expand(self, hidden_states: Array) -> Array:
+        """dense(LN(x)) in training, before the activation."""
+        return dense_after(self.LayerNorm, self.dense, hidden_states)
 
 
 class Output(Block):
-    """The second half of the feed-forward branch: dense(x)."""
+    """The second half of the feed-forward branch: dense(x), or dense(before(x))."""
 
     def setup(self) -> None:
         self.dense = self.linear(self.config.hidden_size)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
 
-    def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
-        return self.dropout(self.dense(hidden_states), deterministic)
+    def __call__(
+        self, hidden_states: Array, deterministic: bool, before: Callable[[Array], Array] | None = None
+    ) -> Array:
+        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
+        return self.dropout(dense, deterministic)
 
 
 class Layer(Block):
@@ -84,12 +92,17 @@ class Layer(Block):
     def feed_forward(self, hidden_states: Array, deterministic: bool) -> Array:
         """x + output(intermediate(x)), on slices of `chunk_size_feed_forward` tokens if that is set."""
         if self.chunk_size == 0 or self.is_initializing():  # a module is initialised on any number of tokens
-            return hidden_states + self.output(self.intermediate(hidden_states, deterministic), deterministic)
+            return hidden_states + self.branch(hidden_states, deterministic)
         checks.chunks(hidden_states.shape[1], self.chunk_size)
         slices = jnp.split(hidden_states, hidden_states.shape[1] // self.chunk_size, axis=1)
-        return jnp.concatenate(
-            [part + self.output(self.intermediate(part, deterministic), deterministic) for part in slices], axis=1
-        )
+        return jnp.concatenate([part + self.branch(part, deterministic) for part in slices], axis=1)
+
+    def branch(self, hidden_states: Array, deterministic: bool) -> Array:
+        """output(intermediate(x)), in training without keeping what is between the two and cheap to compute anew."""
+        activation = self.intermediate.intermediate_act_fn
+        if deterministic or not is_named(activation):
+            return self.output(self.intermediate(hidden_states, deterministic), deterministic)
+        return self.output(self.intermediate.expand(hidden_states), deterministic, activation)
 
 
 class Layers(Block):

@@ -12,6 +12,9 @@ from jax.typing import DTypeLike
 
 from roberta_pln.config import RobertaPreLayerNormConfig
 
+DENSE, NORM = ("kernel", "bias"), ("scale", "bias")
+"""Names of the parameters of a layer."""
+
 
 class Embedding(nn.Module):
     """Rows of a table; an id that names no row gives NaN. `(...)` -> `(..., features)`.
@@ -64,6 +67,12 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        function = self.function()
+        return function(x, scale, bias) if deterministic else recomputed(function, x, scale, bias)
+
+    @nn.nowrap
+    def function(self) -> Callable[[Array, Array, Array], Array]:
+        """What it computes from the input, scale and bias."""
         wide, dtype, epsilon = at_least_float32(self.dtype), self.dtype, self.epsilon
 
         def normalise(x: Array, scale: Array, bias: Array) -> Array:
@@ -72,7 +81,7 @@ class LayerNorm(nn.Module):
             variance = jnp.square(centred).mean(-1, keepdims=True)
             return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(dtype)
 
-        return normalise(x, scale, bias) if deterministic else recomputed(normalise, x, scale, bias)
+        return normalise
 
 
 class Dropout(nn.Module):
@@ -168,20 +177,57 @@ def recomputed(function: Callable[..., Array], *args: Array | None) -> Array:
         return function(*args), args
 
     def backward(args: tuple[Array | None, ...], upstream: Array) -> tuple[Array | None, ...]:
-        first = upstream.reshape(-1)[:1].sum()
-        zero = jnp.where(first == first, 0.0, jnp.nan)  # which the compiler does not know before there is a gradient
         places = [place for place, x in enumerate(args) if real(x)]
-        later = [args[place] + zero.astype(args[place].dtype) for place in places]
+        numbers = [later(args[place], upstream) for place in places]
 
         def of_real(*numbers: Array) -> Array:
             given = dict(zip(places, numbers, strict=True))
             return function(*(given.get(place, x) for place, x in enumerate(args)))
 
-        found = dict(zip(places, jax.vjp(of_real, *later)[1](upstream), strict=True))
+        found = dict(zip(places, jax.vjp(of_real, *numbers)[1](upstream), strict=True))
         return tuple(found.get(place) for place in range(len(args)))
 
     run.defvjp(forward, backward)
     return run(*args)
+
+
+def later(x: Array, upstream: Array) -> Array:
+    """An array for the backward pass to compute with, which the compiler does not know before its gradient has come."""
+    first = upstream.reshape(-1)[:1].sum()
+    return x + jnp.where(first == first, 0.0, jnp.nan).astype(x.dtype)
+
+
+def dense_after(before: Callable[[Array], Array] | LayerNorm, dense: nn.Dense, x: Array) -> Array:
+    """dense(before(x)), without keeping before(x) for the backward pass.
+
+    Args:
+        before: a LayerNorm, or a function without parameters, that takes little time to compute anew.
+        dense: what follows.
+        x: (..., D).
+    """
+    if dense.is_initializing():
+        return dense(before(x))
+    function, parameters = before, ()
+    if isinstance(before, LayerNorm):
+        function, parameters = before.function(), tuple(before.get_variable("params", name) for name in NORM)
+    kernel, bias = (dense.get_variable("params", name).astype(dense.dtype) for name in DENSE)
+
+    @jax.custom_vjp
+    def product(kernel: Array, bias: Array, x: Array, *parameters: Array) -> Array:
+        return product_of_rows(function(x, *parameters), kernel, None) + bias
+
+    def forward(kernel: Array, bias: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+        return product(kernel, bias, *inputs), (kernel, *inputs)
+
+    def backward(kept: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
+        kernel, x, *parameters = kept
+        found, gradients = jax.vjp(function, later(x, upstream), *parameters)
+        rows = upstream.reshape(-1, upstream.shape[-1])
+        of_kernel = found.reshape(-1, found.shape[-1]).T @ rows
+        return of_kernel, rows.sum(0), *gradients((rows @ kernel.T).reshape(found.shape))
+
+    product.defvjp(forward, backward)
+    return product(kernel, bias, x, *parameters)
 
 
 def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:

@@ -155,7 +155,7 @@ class InTurns(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, bias)
         batch, heads, queries, size = query.shape
         context = query.new_empty(batch, queries, heads, size).transpose(1, 2)  # as the layer behind takes it
-        for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+        for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
             if kept is not None:
                 probabilities.mul_(kept)
             context[texts] = (probabilities @ value[texts]).mul_(scale)
@@ -169,7 +169,7 @@ class InTurns(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in (query, key, value)]
         of_query, of_key, of_value = gradients
         root = math.sqrt(query.shape[-1])
-        for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+        for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
             q, k, v, above = query[texts], key[texts], value[texts], upstream[texts] * scale
             slopes = above @ v.transpose(-1, -2)
             if kept is not None:
@@ -183,7 +183,7 @@ class InTurns(torch.autograd.Function):
         return *gradients, None, None
 
 
-def in_turns(
+def each_turn(
     ctx: Any, query: Tensor, key: Tensor, bias: Tensor | None
 ) -> Iterator[tuple[slice, Tensor, Tensor | None, float]]:
     """For a few texts after the others: which, their probabilities, what dropout keeps of them, and its scale."""
@@ -206,7 +206,7 @@ def differentiable(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """The gradients of `InTurns` as functions of its inputs."""
     query, key, value, bias = ctx.saved_tensors
     contexts = []
-    for texts, probabilities, kept, scale in in_turns(ctx, query, key, bias):
+    for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
         used = probabilities if kept is None else probabilities * kept
         contexts.append((used @ value[texts]) * scale)
     wanted = [x for x in (query, key, value) if x.requires_grad]

@@ -8,11 +8,12 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
+from flax import linen as nn
 
 from roberta_pln import flax as backend
-from roberta_pln.flax.activations import gelu, in_training
+from roberta_pln.flax.activations import ACTIVATIONS, gelu, in_training
 from roberta_pln.flax.attention import MultiHeadAttention
-from roberta_pln.flax.layers import Dropout, LayerNorm, recomputed
+from roberta_pln.flax.layers import Dropout, LayerNorm, dense_after, product_of_rows, recomputed
 from tests.contract import INPUTS, precision, tiny_config, with_labels
 
 SIZE = 400_000
@@ -119,6 +120,33 @@ def test_the_gelu_of_training_is_gelu(way):
         for one, other in zip(derivatives(in_training(gelu), x, way=way), derivatives(gelu, x), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)  # roundings of numbers up to 9
     assert in_training(jax.nn.relu) is jax.nn.relu
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["norm", *ACTIVATIONS])
+def test_a_dense_layer_behind_something(name, way):
+    class Both(nn.Module):
+        anew: bool
+
+        def setup(self):
+            self.norm = LayerNorm(1e-5, jnp.float64, jnp.float64)
+            self.dense = nn.Dense(5, param_dtype=jnp.float64, dtype=jnp.float64, dot_general=product_of_rows)
+
+        def __call__(self, x):
+            before = self.norm if name == "norm" else ACTIVATIONS[name]
+            return dense_after(before, self.dense, x) if self.anew else self.dense(before(x))
+
+    with precision("flax", "float64"):
+        x = jax.random.normal(jax.random.key(0), (2, 3, 14 if name == "glu" else 7), jnp.float64)
+        leaves, tree = jax.tree.flatten(Both(True).init(jax.random.key(1), x))
+
+        def run(anew):
+            return lambda x, *leaves: Both(anew).apply(jax.tree.unflatten(tree, leaves), x)
+
+        ours, plain = derivatives(run(True), x, *leaves, way=way), derivatives(run(False), x, *leaves)
+        for one, other in zip(ours, plain, strict=True):
+            # roundings of 1e-16 of some dozen terms of up to a hundred
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_only_what_is_real_gets_a_gradient():

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
+keras = pytest.importorskip("keras")
 
 from roberta_pln import tf as backend
 from roberta_pln.schema import architecture
-from roberta_pln.tf.attention import MultiHeadAttention
+from roberta_pln.tf import attention
+from roberta_pln.tf.attention import MultiHeadAttention, in_turns
 from roberta_pln.tf.encoder import Layer
+from roberta_pln.tf.layers import Dropout, Shared
 from roberta_pln.tf.probe import objective
 from tests.contract import INPUTS, random_ids, tiny_config, with_labels
 
@@ -110,13 +113,13 @@ def test_every_layer_is_computed_twice(case, monkeypatch):
         assert calls == expected
 
 
-def products(model, ids, training=False):
+def products(model, ids, training=False, **inputs):
     """How many products of matrices a compiled step has."""
 
     @tf.function
     def step(ids):
         with tf.GradientTape() as tape:
-            loss = model(ids, labels=ids, training=training).loss
+            loss = model(ids, labels=ids, training=training, **inputs).loss
         return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
 
     nodes = step.get_concrete_function(ids).graph.as_graph_def().node
@@ -134,24 +137,74 @@ def test_compiled_steps_are_computed_twice():
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["layers are kept", "layers are computed anew"])
-def test_probabilities_of_long_texts_are_computed_anew(checkpointing, compiler, monkeypatch):
+@pytest.mark.parametrize("way", ["takes_turns", "is_recomputed"])
+def test_probabilities_are_computed_anew(way, checkpointing, compiler, monkeypatch):
     """The same step, dropout included."""
     case, length = "padding and dropout", 64
     assert length == 8 * tiny_config().head_size
     ids = random_ids(2, length)
     inputs = {"input_ids": ids, "attention_mask": (np.arange(length) < [[length], [50]]).astype(int), "labels": ids}
+    if way == "is_recomputed":
+        inputs["head_mask"] = np.array([1.0, 0.5, 0.0, 1.0])
     monkeypatch.setitem(CASES, case, ("ForMaskedLM", {**RATES, "max_position_embeddings": 70}, inputs, CASES[case][3]))
     anew = gradients(built(case, checkpointing), case, compiler)
+    monkeypatch.setattr(MultiHeadAttention, way, lambda *_: False)
     monkeypatch.setattr(MultiHeadAttention, "is_recomputed", lambda *_: False)
     plain = gradients(built(case, checkpointing), case, compiler)
     for ours, theirs in zip(anew, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=10 * ROUNDINGS)  # sums of more terms
 
 
-def test_probabilities_of_short_texts_are_kept():
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("texts", [1, 2, 3])
+@pytest.mark.parametrize("inputs", ["a fully padded row", "a mask of four axes", "no mask"])
+def test_texts_that_take_turns(inputs, texts, compiler, monkeypatch):
+    """The same step as of all at once."""
+    case, length = "padding and dropout", INPUTS[inputs]["input_ids"].shape[1]
+    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.0}
+    monkeypatch.setitem(CASES, case, ("ForMaskedLM", rates, with_labels(INPUTS[inputs]), {"training": True}))
+    found = []
+    for texts_at_a_time in (texts, 100):
+        scores = texts_at_a_time * tiny_config().num_attention_heads * length**2
+        monkeypatch.setattr(attention, "SCORES_AT_A_TIME", scores)
+        found.append(gradients(built(case, False), case, compiler))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=10 * ROUNDINGS)  # sums of more terms
+
+
+def test_a_graph_of_open_lengths_takes_turns(monkeypatch):
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 2 * 4 * 64)  # two texts of eight tokens, or one of more
+    model = backend.RobertaPreLayerNormForMaskedLM(tiny_config(initializer_range=0.1), seed=0, dtype="float64")
+
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = model(ids, labels=ids, training=True).loss
+        return loss, *map(
+            tf.convert_to_tensor, tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+        )
+
+    compiled = tf.function(step, input_signature=[tf.TensorSpec((None, None), tf.int64)])
+    for shape in ((2, 8), (3, 8), (3, 11), (1, 1)):
+        ids = tf.constant(random_ids(*shape))
+        for ours, theirs in zip(compiled(ids), step(ids), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=10 * ROUNDINGS)
+
+
+def test_turns_are_dropped_from_apart(monkeypatch):
+    """Each draws anew, at the rate, and what stays is scaled."""
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 1)
+    dropout = Dropout(0.25, Shared(keras.dtype_policies.get("float32"), keras.random.SeedGenerator(0)))
+    query, value = tf.zeros((4, 1, 100, 100)), tf.eye(100, batch_shape=(4, 1))  # what is read is the probabilities
+    found = in_turns(query, query, value, None, dropout).numpy() * 100
+    np.testing.assert_allclose(np.unique(found.round(4)), [0, 1.3333])
+    assert abs((found == 0).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / found.size)  # five standard deviations
+    assert not any(np.array_equal(found[0] == 0, other == 0) for other in found[1:])
+
+
+def test_probabilities_of_short_texts_with_a_head_mask_are_kept():
     model = backend.RobertaPreLayerNormForMaskedLM(tiny_config(max_position_embeddings=70, **RATES))
-    ids = tf.constant(random_ids(2, 64))
-    short, long = (products(model, ids[:, :length], training=True) for length in (63, 64))
+    ids, inputs = tf.constant(random_ids(2, 64)), {"training": True, "head_mask": tf.ones(4)}
+    short, long = (products(model, ids[:, :length], **inputs) for length in (63, 64))
     assert long == short + 2 * 2  # of each layer scores and values; the products with these are in the gradients anyway
     assert products(model, ids) == products(model, ids[:, :63])
 

@@ -8,8 +8,8 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln.tf.activations import gelu, in_training, lean_gelu
-from roberta_pln.tf.layers import Dropout, LayerNorm, Shared
+from roberta_pln.tf.activations import ACTIVATIONS, gelu, in_training, lean_gelu
+from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Shared, dense_after
 
 SIZE = 400_000
 WAYS = {"eager": lambda f: f, "graph": tf.function, "XLA": lambda f: tf.function(f, jit_compile=True)}
@@ -136,6 +136,23 @@ def test_the_gelu_of_training_is_gelu(way):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)  # roundings of numbers up to 9
     assert in_training(gelu) is lean_gelu
     assert in_training(tf.nn.relu) is tf.nn.relu
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["norm", *ACTIVATIONS])
+def test_a_dense_layer_behind_something(name, way):
+    before = norm() if name == "norm" else in_training(ACTIVATIONS[name])
+    plain = before if name == "norm" else ACTIVATIONS[name]
+    x = tf.random.stateless_normal((2, 3, 14 if name == "glu" else 7), (0, 0), dtype=tf.float64) + 0.1
+    dense = Dense(7, 5, shared("float64"))
+    dense.kernel.assign(np.linspace(-1, 2, 35).reshape(7, 5))
+    dense.bias.assign(np.linspace(3, -1, 5))
+    sources = [weight.value for weight in dense.weights + (before.weights if name == "norm" else [])]
+    ours = derivatives(lambda x, *_: dense_after(before, dense, x), x, *sources, way=way)
+    theirs = derivatives(lambda x, *_: dense(plain(x)), x, *sources)
+    for one, other in zip(ours, theirs, strict=True):
+        # roundings of 1e-16 of some dozen terms of up to a hundred
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.pt.cache import Slots, append, entries
-from roberta_pln.pt.layers import Dropout, is_transformed
+from roberta_pln.pt.layers import Dropout, Linear, is_transformed
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -32,9 +32,9 @@ class MultiHeadAttention(nn.Module):
         self.keep(kept_heads)
         self.head_size = config.head_size
         size = self.num_heads * self.head_size
-        self.query = nn.Linear(config.hidden_size, size)
-        self.key = nn.Linear(config.hidden_size, size)
-        self.value = nn.Linear(config.hidden_size, size)
+        self.query = Linear(config.hidden_size, size)
+        self.key = Linear(config.hidden_size, size)
+        self.value = Linear(config.hidden_size, size)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.relative_query = relative
         self.relative_key = relative and config.position_embedding_type == "relative_key_query"
@@ -219,7 +219,7 @@ class AttentionOutput(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig, num_heads: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(num_heads * config.head_size, config.hidden_size)
+        self.dense = Linear(num_heads * config.head_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: Tensor) -> Tensor:

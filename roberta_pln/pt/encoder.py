@@ -13,7 +13,7 @@ from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.activations import activation, gelu, is_named
 from roberta_pln.pt.attention import Attention
-from roberta_pln.pt.layers import Dropout, dense_after, is_alone, is_watched
+from roberta_pln.pt.layers import Dropout, Linear, dense_after, is_alone, is_watched
 
 LayerCache = tuple[Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
@@ -40,7 +40,7 @@ class Intermediate(nn.Module):
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = activation(config)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Output(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.activated_size, config.hidden_size)
+        self.dense = Linear(config.activated_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from roberta_pln.outputs import (
 )
 from roberta_pln.pt.encoder import LayerCache
 from roberta_pln.pt.generation import Generation
-from roberta_pln.pt.layers import Dropout, is_alone
+from roberta_pln.pt.layers import Dropout, Linear, is_alone
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,
@@ -38,9 +38,9 @@ class LMHead(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = Linear(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -204,9 +204,9 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.dropout = classifier_dropout(config)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden_states = torch.tanh(self.dense(self.dropout(hidden_states[:, 0])))
@@ -281,7 +281,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
         super().__init__(config)
         self.roberta_prelayernorm = RobertaPreLayerNormModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier = Linear(config.hidden_size, 1)
         self.post_init()
 
     def forward(  # the arguments are in the order that PyTorch users know
@@ -351,7 +351,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
         super().__init__(config)
         self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(
@@ -404,7 +404,7 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
         super().__init__(config)
         checks.two_labels(config)
         self.roberta_prelayernorm = RobertaPreLayerNormModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.qa_outputs = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(

@@ -7,6 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+"""Which operator of PyTorch tells whether the processor has products of a type."""
+
+EMULATED = frozenset(dtype for dtype, name in SUPPORTED.items() if not getattr(torch.ops.mkldnn, name, lambda: True)())
+"""Types whose products this processor does not have: PyTorch takes about five times as long for them as in float32."""
+
+
+class Linear(nn.Linear):
+    """x weight^T + bias. `EMULATED` products are computed in float32, and rounded as a kernel for them would do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_emulated(x) or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+
+
+def is_emulated(x: Tensor) -> bool:
+    """Whether a product with these numbers is better computed in float32."""
+    return x.dtype in EMULATED and x.device.type == "cpu"
+
 
 class Dropout(nn.Dropout):
     """Zeros in place of a share `p` of the elements, the others divided by 1 - p; in training only.
@@ -45,7 +66,7 @@ def dense_after(before: Callable[[Tensor], Tensor], dense: nn.Linear, x: Tensor)
         x: (..., D).
     """
     normalises = isinstance(before, nn.Module)
-    alone = is_alone(dense) and (not normalises or is_alone(before))
+    alone = is_alone(dense) and (not normalises or is_alone(before)) and not is_emulated(x)
     if not alone or not torch.is_grad_enabled() or is_transformed() or is_autocast(x.device.type):
         return dense(before(x))
     if not normalises:
@@ -69,7 +90,7 @@ def is_autocast(kind: str) -> bool:
 
 def is_alone(module: nn.Module) -> bool:
     """Whether a layer is PyTorch's own and without hooks, so that nobody else sees what it returns or changes it."""
-    return type(module) in (nn.Linear, nn.LayerNorm) and not is_watched(module)
+    return type(module) in (Linear, nn.Linear, nn.LayerNorm) and not is_watched(module)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.attention import attention_bias, softmax_dtype
 from roberta_pln.pt.embeddings import Embeddings, readable
 from roberta_pln.pt.encoder import Encoder, LayerCache
+from roberta_pln.pt.layers import Linear
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
 
@@ -17,7 +18,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))

@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from roberta_pln.pt import attention
+from roberta_pln.pt import attention, layers
 from roberta_pln.pt.activations import ACTIVATIONS
 from roberta_pln.pt.attention import InTurns
-from roberta_pln.pt.layers import DenseAfter, Dropout, dense_after
+from roberta_pln.pt.layers import DenseAfter, Dropout, Linear, dense_after
 
 SIZE = 400_000
 
@@ -79,6 +79,30 @@ def test_each_example_has_its_own_under_vmap():
     assert not torch.equal(different[0], different[1])
     same = torch.vmap(dropout, randomness="same")(torch.ones(2, 100))
     assert torch.equal(same[0], same[1])
+
+
+# ------------------------------------------------------------- products of 16 bits
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_that_the_processor_lacks(dtype, bias, monkeypatch):
+    """Those of float32, rounded; and gradients."""
+    torch.manual_seed(0)
+    dense = Linear(64, 7, bias=bias, dtype=dtype)
+    x = torch.randn(2, 3, 64, dtype=dtype, requires_grad=True)
+    wide = nn.functional.linear(x.double(), dense.weight.double(), dense.bias.double() if bias else None)
+    monkeypatch.setattr(layers, "EMULATED", frozenset([dtype]))
+    y = dense(x)
+    assert y.dtype == dtype
+    # half a spacing, and what sums of 64 numbers of float32 are off may make it a whole one
+    torch.testing.assert_close(y.double(), wide, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    monkeypatch.setattr(nn.Linear, "forward", Mock(side_effect=AssertionError("the slow way")))
+    dense(x).sum().backward()
+    expected = dense.weight.detach().double().sum(0).expand_as(x)
+    torch.testing.assert_close(x.grad.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)  # see above
+    with pytest.raises(AssertionError, match="the slow way"):
+        dense.float()(x.detach().float())
 
 
 # ------------------------------------------------------------- what is computed anew

@@ -166,21 +166,18 @@ class InTurns(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradients are differentiated in their turn
             return *differentiable(ctx, upstream), None, None
         query, key, value, bias = ctx.saved_tensors
-        gradients = [torch.empty_like(x) for x in (query, key, value)]
-        of_query, of_key, of_value = gradients
-        root = math.sqrt(query.shape[-1])
+        root, parts = math.sqrt(query.shape[-1]), []
         for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
-            q, k, v, above = query[texts], key[texts], value[texts], upstream[texts] * scale
-            slopes = above @ v.transpose(-1, -2)
+            above = upstream[texts] * scale
+            slopes = above @ value[texts].transpose(-1, -2)
             if kept is not None:
                 slopes.mul_(kept)
             used = probabilities if kept is None else probabilities * kept
-            of_value[texts] = used.transpose(-1, -2) @ above
+            of_value = used.transpose(-1, -2) @ above
             slopes.mul_(probabilities)
             slopes.addcmul_(probabilities, slopes.sum(-1, keepdim=True), value=-1).div_(root)
-            of_query[texts] = slopes @ k
-            of_key[texts] = slopes.transpose(-1, -2) @ q
-        return *gradients, None, None
+            parts.append((slopes @ key[texts], slopes.transpose(-1, -2) @ query[texts], of_value))
+        return *map(torch.cat, zip(*parts, strict=True)), None, None
 
 
 def each_turn(

@@ -79,8 +79,10 @@ def dense_after(before: Callable[[Tensor], Tensor], dense: nn.Linear, x: Tensor)
 
 
 def is_transformed() -> bool:
-    """Whether a compiler decides what is kept for the backward pass, or a transform of functions."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether a compiler decides what is kept for the backward pass, or derivatives are not those of that pass."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def is_autocast(kind: str) -> bool:
@@ -118,13 +120,13 @@ class DenseAfter(torch.autograd.Function):
             inputs = [x.detach().requires_grad_(needed) for x, needed in zip(inputs, of_inputs, strict=True)]
         with torch.enable_grad():
             before = ctx.before(*inputs)
-        rows, found = upstream.flatten(0, -2), iter(())
+        rows, found = upstream.reshape(-1, upstream.shape[-1]), iter(())
         if any(of_inputs):
             wanted = [x for x, needed in zip(inputs, of_inputs, strict=True) if needed]
             found = iter(torch.autograd.grad(before, wanted, upstream @ weight, create_graph=twice))
         return (
             None,
-            rows.T @ (before if twice else before.detach()).flatten(0, -2) if of_weight else None,
+            rows.T @ (before if twice else before.detach()).reshape(len(rows), -1) if of_weight else None,
             rows.sum(0) if of_bias else None,
             *(next(found) if needed else None for needed in of_inputs),
         )

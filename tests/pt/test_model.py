@@ -75,6 +75,26 @@ def test_texts_that_take_turns(texts, inner, monkeypatch):
             torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)  # some hundred roundings of 1e-16
 
 
+def test_derivatives_in_every_mode():
+    """Forward mode, and many directions at once, as of the plain backward pass."""
+    model = RobertaPreLayerNormModel(tiny_config(initializer_range=0.2), add_pooling_layer=False).double().eval()
+    embeds = torch.randn(2, 5, 32, dtype=torch.float64, requires_grad=True)
+
+    def run(embeds):
+        return model(inputs_embeds=embeds).last_hidden_state[:, :2, :3].sin().sum(0).flatten()
+
+    rows = torch.stack([torch.autograd.grad(value, embeds, retain_graph=True)[0] for value in run(embeds)])
+    y = run(embeds)
+    (batched,) = torch.autograd.grad(y, embeds, torch.eye(len(y), dtype=y.dtype), is_grads_batched=True)
+    torch.testing.assert_close(batched, rows, rtol=0, atol=1e-13)  # some hundred roundings of 1e-16
+    direction = torch.randn_like(embeds)
+    with torch.autograd.forward_ad.dual_level():
+        slope = torch.autograd.forward_ad.unpack_dual(
+            run(torch.autograd.forward_ad.make_dual(embeds, direction))
+        ).tangent
+    torch.testing.assert_close(slope, (rows * direction).sum((1, 2, 3)), rtol=0, atol=1e-13)
+
+
 def test_training_keeps_no_more_than_it_must():
     """Nothing of attention that grows with the square of the length, and no input of a dense layer but two."""
     config = tiny_config(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2, num_hidden_layers=1)

@@ -187,7 +187,7 @@ def each_turn(
     batch, heads, queries, size = query.shape
     few = max(1, SCORES_AT_A_TIME // max(1, heads * queries * key.shape[2]))
     generator = None if ctx.dropout is None else torch.Generator().manual_seed(ctx.seed)
-    for start in range(0, batch, few):
+    for start in range(0, max(1, batch), few):  # also a turn of no texts, if there are none
         texts = slice(start, start + few)
         scores = (query[texts] @ key[texts].transpose(-1, -2)).div_(math.sqrt(size))
         if bias is not None:

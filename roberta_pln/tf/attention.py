@@ -102,7 +102,8 @@ class MultiHeadAttention(Module):
         """Whether some texts after the others are attended to, and in the backward pass again, by `in_turns`."""
         special = output_attentions or head_mask is not None or self.relative_query
         special = special or (self.dropout.rate > 0 and not self.dropout.is_coarse())
-        return training and query.dtype == softmax_dtype(query.dtype) and not special
+        computed_here = query.dtype == softmax_dtype(query.dtype) and not tf.config.list_logical_devices("GPU")
+        return training and computed_here and not special
 
     def is_recomputed(self, key: tf.Tensor, output_attentions: bool) -> bool:
         """Whether the backward pass computes the probabilities anew instead of keeping them, if their number is known.
@@ -220,22 +221,23 @@ def turns(
         tensors: (B, H, T, K) and (B, H, S, K), queries and keys first.
     """
     batch, heads, queries, _ = shape_of(tensors[0])
-    few = SCORES_AT_A_TIME // (heads * queries * shape_of(tensors[1])[2])
-    if isinstance(batch, int) and isinstance(few, int):
+    scores = heads * queries * shape_of(tensors[1])[2]
+    if isinstance(batch, int) and isinstance(scores, int):
+        few = max(1, min(batch, SCORES_AT_A_TIME // max(1, scores)))
         if batch <= few:
             return function(0, bias, *tensors)
-        few = next(size for size in range(max(1, few), 0, -1) if batch % size == 0)
+        few = next(size for size in range(few, 0, -1) if batch % size == 0)
     else:
-        few = tf.where(batch <= few, batch, 1)
+        few = tf.where(batch * scores <= SCORES_AT_A_TIME, tf.maximum(batch, 1), 1)
     shared = bias is None or bias.shape[0] == 1
     given = tensors if shared else (bias, *tensors)
-    given = [tf.reshape(x, (-1, few, *shape_of(x)[1:])) for x in given]
+    given = [tf.reshape(x, (batch // few, few, *shape_of(x)[1:])) for x in given]
 
     def turn(items: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         place, *parts = items
         return function(place, bias if shared else parts.pop(0), *parts)
 
-    items = (tf.range(shape_of(given[0])[0]), *given)
+    items = (tf.range(batch // few), *given)
     found = tf.map_fn(turn, items, parallel_iterations=1, fn_output_signature=(tensors[0].dtype,) * results)
     return tuple(tf.reshape(x, (batch, *shape_of(x)[2:])) for x in found)
 

@@ -186,6 +186,13 @@ def test_texts_that_take_turns(rate, texts, monkeypatch):
     assert not torch.equal(run(*inputs), InTurns.apply(*inputs, bias, None)) or not rate
 
 
+def test_no_texts_take_one_turn():
+    empty = torch.zeros(0, 2, 3, 4, requires_grad=True)
+    context = InTurns.apply(empty, empty, empty, None, Dropout(0.5))
+    context.sum().backward()
+    assert context.shape == empty.grad.shape == empty.shape
+
+
 def test_texts_that_take_turns_are_dropped_from_apart(monkeypatch):
     """Each turn draws anew, at the rate, and what stays is scaled."""
     monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 1)

@@ -184,7 +184,7 @@ def test_a_graph_of_open_lengths_takes_turns(monkeypatch):
         )
 
     compiled = tf.function(step, input_signature=[tf.TensorSpec((None, None), tf.int64)])
-    for shape in ((2, 8), (3, 8), (3, 11), (1, 1)):
+    for shape in ((2, 8), (3, 8), (3, 11), (1, 1)):  # one turn, and more
         ids = tf.constant(random_ids(*shape))
         for ours, theirs in zip(compiled(ids), step(ids), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=10 * ROUNDINGS)

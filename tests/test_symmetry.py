@@ -21,7 +21,13 @@ EXTRA = {
     "pt": {
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
         "MultiHeadAttention.takes_turns",  # XLA fuses scores with what is made of them
-        *("InTurns", "each_turn", "differentiable"),  # a function with a gradient of its own is a class here
+        *(
+            "InTurns",
+            "Turn",
+            "each_turn",
+            "empty_heads",
+            "differentiable",
+        ),  # a function with a gradient of its own is a class here
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
@@ -29,7 +35,7 @@ EXTRA = {
     },
     "tf": {
         "mish",  # TensorFlow has none
-        *("lean_gelu", "in_training"),  # PyTorch's own keeps no more for the backward pass
+        *("gelu_in_training", "in_training"),  # the others find by themselves what value and slope have in common
         *("decoded", "refuse"),  # with a gradient of its own
         *("MultiHeadAttention.takes_turns", "in_turns", "turns"),  # see above
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
@@ -43,7 +49,6 @@ EXTRA = {
     },
     "flax": {
         "Layers",  # Linen needs a module for the path component `layer`
-        "in_training",  # see above
         *("decoded", "decoded_forward", "decoded_backward"),  # with a gradient of its own
         # A Linen module holds no parameters, so a class beside it does, and calls it.
         *map(schema.architecture, schema.HEADS),

@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.typing import DTypeLike
 
 from roberta_pln import numerics
 from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
-from roberta_pln.flax.layers import at_least_float32, recomputed
+from roberta_pln.flax.layers import at_least_float32
 
 
 def gelu(x: Array) -> Array:
@@ -122,11 +121,6 @@ def activation(config: RobertaPreLayerNormConfig, param_dtype: DTypeLike) -> Cal
     if callable(chosen):
         return chosen
     return LEARNED[chosen](param_dtype) if chosen in LEARNED else ACTIVATIONS[chosen]
-
-
-def in_training(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function, in the form that keeps least for the backward pass."""
-    return partial(recomputed, function) if function is gelu else function
 
 
 def is_named(function: Callable[[Array], Array]) -> bool:

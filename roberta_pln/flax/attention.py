@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from roberta_pln.flax import cache
 from roberta_pln.flax.cache import Slots
-from roberta_pln.flax.layers import Block, Dropout, at_least_float32, recomputed
+from roberta_pln.flax.layers import Block, Dropout, at_least_float32, dense_after, recomputed
 
 KeyValue = tuple[Array, Array] | tuple[Slots, Slots]
 """Keys and values, each (B, H, S, K), or slots for them."""
@@ -41,24 +41,19 @@ class MultiHeadAttention(Block):
         if self.relative:
             self.distance_embedding = self.table(2 * config.max_position_embeddings - 1, config.head_size)
 
-    def project(self, hidden_states: Array) -> KeyValue:
-        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
-        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
-
     def split(self, states: Array) -> Array:
         """(B, T, H * K) -> (B, H, T, K)."""
         return states.reshape(*states.shape[:2], self.num_heads, self.head_size).swapaxes(1, 2)
 
     def __call__(
         self,
-        hidden_states: Array,
+        query: Array,
         key_value: KeyValue,
         bias: Array | None,
         head_mask: Array | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
-        query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = map(cache.entries, key_value)
         first = cache.length(key_value[0]) - query.shape[2]
         if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
@@ -163,13 +158,28 @@ class Attention(Block):
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None, KeyValue]:
-        normalised = self.LayerNorm(hidden_states, deterministic)
-        if encoder_hidden_states is None:
-            key_value = extend(past, self.self.project(normalised))
-        else:
-            key_value = self.self.project(encoder_hidden_states) if past is None else past
-        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions, deterministic)
+        query, key_value = self.project(hidden_states, encoder_hidden_states, past, deterministic)
+        context, attentions = self.self(query, key_value, bias, head_mask, output_attentions, deterministic)
         return hidden_states + self.output(context, deterministic), attentions, key_value
+
+    def project(
+        self,
+        hidden_states: Array,
+        encoder_hidden_states: Array | None,
+        past: KeyValue | None,
+        deterministic: bool,
+    ) -> tuple[Array, KeyValue]:
+        """Queries, (B, H, T, K); keys and values, those of the cache included."""
+        heads = self.self
+        if encoder_hidden_states is None:
+            layers = heads.query, heads.key, heads.value
+            projected = dense_after(self.LayerNorm, hidden_states, *layers, deterministic=deterministic)
+            query, key, value = map(heads.split, projected)
+            return query, extend(past, (key, value))
+        (projected,) = dense_after(self.LayerNorm, hidden_states, heads.query, deterministic=deterministic)
+        if past is None:
+            past = heads.split(heads.key(encoder_hidden_states)), heads.split(heads.value(encoder_hidden_states))
+        return heads.split(projected), past
 
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:

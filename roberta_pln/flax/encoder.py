@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import Array
 
 from roberta_pln import checks
-from roberta_pln.flax.activations import activation, in_training, is_named
+from roberta_pln.flax.activations import activation, is_named
 from roberta_pln.flax.attention import Attention
 from roberta_pln.flax.cache import LayerCache
 from roberta_pln.flax.layers import Block, Dropout, dense_after
@@ -25,11 +25,12 @@ class Intermediate(Block):
     def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
         if deterministic:
             return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
-        return in_training(self.intermediate_act_fn)(self.expand(hidden_states))
+        return self.intermediate_act_fn(self.expand(hidden_states))
 
     def expand(self, hidden_states: Array) -> Array:
         """dense(LN(x)) in training, before the activation."""
-        return dense_after(self.LayerNorm, self.dense, hidden_states)
+        (hidden_states,) = dense_after(self.LayerNorm, hidden_states, self.dense, deterministic=False)
+        return hidden_states
 
 
 class Output(Block):
@@ -42,8 +43,9 @@ class Output(Block):
     def __call__(
         self, hidden_states: Array, deterministic: bool, before: Callable[[Array], Array] | None = None
     ) -> Array:
-        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
-        return self.dropout(dense, deterministic)
+        if before is None:
+            return self.dropout(self.dense(hidden_states), deterministic)
+        return self.dropout(*dense_after(before, hidden_states, self.dense, deterministic=False), deterministic)
 
 
 class Layer(Block):

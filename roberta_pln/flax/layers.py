@@ -1,6 +1,7 @@
 """What `torch.nn` is for `pt` and Linen lacks or computes otherwise; and the base class that modules are made of."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -197,37 +198,43 @@ def later(x: Array, upstream: Array) -> Array:
     return x + jnp.where(first == first, 0.0, jnp.nan).astype(x.dtype)
 
 
-def dense_after(before: Callable[[Array], Array] | LayerNorm, dense: nn.Dense, x: Array) -> Array:
-    """dense(before(x)), without keeping before(x) for the backward pass.
+def dense_after(
+    before: Callable[[Array], Array] | LayerNorm, x: Array, *layers: nn.Dense, deterministic: bool
+) -> tuple[Array, ...]:
+    """Each layer of before(x); in training without keeping before(x) for the backward pass.
 
     Args:
         before: a LayerNorm, or a function without parameters, that takes little time to compute anew.
-        dense: what follows.
         x: (..., D).
+        *layers: what follows, one beside the other.
+        deterministic: whether this is not training.
     """
-    if dense.is_initializing():
-        return dense(before(x))
-    function, parameters = before, ()
+    if deterministic or layers[0].is_initializing():
+        x = before(x)
+        return tuple(layer(x) for layer in layers)
+    function, inputs = before, (x,)
     if isinstance(before, LayerNorm):
-        function, parameters = before.function(), tuple(before.get_variable("params", name) for name in NORM)
-    kernel, bias = (dense.get_variable("params", name).astype(dense.dtype) for name in DENSE)
+        function, inputs = before.function(), (x, *(before.get_variable("params", name) for name in NORM))
+    weights = [tuple(layer.get_variable("params", name).astype(layer.dtype) for name in DENSE) for layer in layers]
 
     @jax.custom_vjp
-    def product(kernel: Array, bias: Array, x: Array, *parameters: Array) -> Array:
-        return product_of_rows(function(x, *parameters), kernel, None) + bias
+    def products(weights: list[tuple[Array, Array]], *inputs: Array) -> tuple[Array, ...]:
+        found = function(*inputs)
+        return tuple(product_of_rows(found, kernel, None) + bias for kernel, bias in weights)
 
-    def forward(kernel: Array, bias: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-        return product(kernel, bias, *inputs), (kernel, *inputs)
+    def forward(weights: list[tuple[Array, Array]], *inputs: Array) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
+        return products(weights, *inputs), ([kernel for kernel, _ in weights], *inputs)
 
-    def backward(kept: tuple[Array, ...], upstream: Array) -> tuple[Array, ...]:
-        kernel, x, *parameters = kept
-        found, gradients = jax.vjp(function, later(x, upstream), *parameters)
-        rows = upstream.reshape(-1, upstream.shape[-1])
-        of_kernel = found.reshape(-1, found.shape[-1]).T @ rows
-        return of_kernel, rows.sum(0), *gradients((rows @ kernel.T).reshape(found.shape))
+    def backward(kept: tuple[Any, ...], upstream: tuple[Array, ...]) -> tuple[Any, ...]:
+        kernels, x, *parameters = kept
+        found, gradients = jax.vjp(function, later(x, upstream[0]), *parameters)
+        columns = found.reshape(-1, found.shape[-1])
+        rows = [above.reshape(-1, above.shape[-1]) for above in upstream]
+        slopes = reduce(jnp.add, (above @ kernel.T for above, kernel in zip(rows, kernels, strict=True)))
+        return [(columns.T @ above, above.sum(0)) for above in rows], *gradients(slopes.reshape(found.shape))
 
-    product.defvjp(forward, backward)
-    return product(kernel, bias, x, *parameters)
+    products.defvjp(forward, backward)
+    return products(weights, *inputs)
 
 
 def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.pt.cache import Slots, append, entries
-from roberta_pln.pt.layers import Dropout, Linear, is_transformed
+from roberta_pln.pt.layers import Dropout, Linear, bits, dense_after, is_transformed, seed
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -45,23 +45,18 @@ class MultiHeadAttention(nn.Module):
         """Count on these heads from now on."""
         self.kept_heads, self.num_heads = kept_heads, len(kept_heads)
 
-    def project(self, hidden_states: Tensor) -> KeyValue:
-        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
-        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
-
     def split(self, states: Tensor) -> Tensor:
         """(B, T, H * K) -> (B, H, T, K)."""
         return states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def forward(
         self,
-        hidden_states: Tensor,
+        query: Tensor,
         key_value: KeyValue,
         bias: Tensor | None,
         head_mask: Tensor | None,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = map(entries, key_value)
         if bias is not None and bias.shape[1] not in (1, self.num_heads):  # a pattern for each head, some pruned
             bias = bias[:, self.kept_heads]
@@ -151,64 +146,86 @@ class InTurns(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout | None
     ) -> Tensor:
-        ctx.dropout, ctx.seed = dropout, None if dropout is None else int(torch.randint(2**63 - 1, ()))
+        ctx.dropout, ctx.seed = dropout, None if dropout is None else seed()
         ctx.save_for_backward(query, key, value, bias)
-        batch, heads, queries, size = query.shape
-        context = query.new_empty(batch, queries, heads, size).transpose(1, 2)  # as the layer behind takes it
-        for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
-            if kept is not None:
-                probabilities.mul_(kept)
-            context[texts] = (probabilities @ value[texts]).mul_(scale)
+        context = empty_heads(query)
+        for turn in each_turn(ctx, query, key, value, bias):
+            context[turn.texts] = (turn.used @ turn.value).mul_(turn.scale)
         return context
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the gradients are differentiated in their turn
             return *differentiable(ctx, upstream), None, None
-        query, key, value, bias = ctx.saved_tensors
-        root, parts = math.sqrt(query.shape[-1]), []
-        for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
-            above = upstream[texts] * scale
-            slopes = above @ value[texts].transpose(-1, -2)
-            if kept is not None:
-                slopes.mul_(kept)
-            used = probabilities if kept is None else probabilities * kept
-            of_value = used.transpose(-1, -2) @ above
-            slopes.mul_(probabilities)
-            slopes.addcmul_(probabilities, slopes.sum(-1, keepdim=True), value=-1).div_(root)
-            parts.append((slopes @ key[texts], slopes.transpose(-1, -2) @ query[texts], of_value))
-        return *map(torch.cat, zip(*parts, strict=True)), None, None
+        inputs = ctx.saved_tensors
+        root, (of_query, of_key, of_value) = math.sqrt(upstream.shape[-1]), map(empty_heads, inputs[:3])
+        for turn in each_turn(ctx, *inputs):
+            above = upstream[turn.texts].contiguous().mul(turn.scale)
+            of_value[turn.texts] = turn.used.transpose(-1, -2) @ above
+            slopes = above @ turn.value.transpose(-1, -2)
+            if turn.kept is not None:
+                slopes.mul_(turn.kept)
+            slopes.mul_(turn.probabilities)
+            slopes.addcmul_(turn.probabilities, slopes.sum(-1, keepdim=True), value=-1).div_(root)
+            of_query[turn.texts] = slopes @ turn.key
+            of_key[turn.texts] = slopes.transpose(-1, -2) @ turn.query
+        return of_query, of_key, of_value, None, None
 
 
-def each_turn(
-    ctx: Any, query: Tensor, key: Tensor, bias: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor | None, float]]:
-    """For a few texts after the others: which, their probabilities, what dropout keeps of them, and its scale."""
+class Turn(NamedTuple):
+    """A few texts, and what their attention is computed from, each (few, H, T or S, K or S).
+
+    Attributes:
+        texts: which they are.
+        query, key, value: their part of them, row by row in memory.
+        probabilities: of the keys.
+        used: what dropout leaves of those, before its scale.
+        kept: 1 where it leaves them, else 0; None without dropout.
+        scale: that of dropout.
+    """
+
+    texts: slice
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    probabilities: Tensor
+    used: Tensor
+    kept: Tensor | None
+    scale: float
+
+
+def each_turn(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Iterator[Turn]:
+    """A few texts after the others."""
     batch, heads, queries, size = query.shape
     few = max(1, SCORES_AT_A_TIME // max(1, heads * queries * key.shape[2]))
-    generator = None if ctx.dropout is None else torch.Generator().manual_seed(ctx.seed)
+    generator = None if ctx.dropout is None else bits(ctx.seed)
     for start in range(0, max(1, batch), few):  # also a turn of no texts, if there are none
         texts = slice(start, start + few)
-        scores = (query[texts] @ key[texts].transpose(-1, -2)).div_(math.sqrt(size))
+        q, k, v = (x[texts].contiguous() for x in (query, key, value))
+        scores = (q @ k.transpose(-1, -2)).div_(math.sqrt(size))
         if bias is not None:
             scores += bias if len(bias) == 1 else bias[texts]
         probabilities = torch.softmax(scores, dim=-1)
-        if ctx.dropout is None:
-            yield texts, probabilities, None, 1.0
-        else:
-            yield texts, probabilities, ctx.dropout.draw(scores.shape, generator), 1 / (1 - ctx.dropout.p)
+        used, kept, scale = probabilities, None, 1.0
+        if ctx.dropout is not None:
+            kept, scale = ctx.dropout.draw(scores.shape, generator), 1 / (1 - ctx.dropout.p)
+            used = probabilities * kept
+        yield Turn(texts, q, k, v, probabilities, used, kept, scale)
+
+
+def empty_heads(like: Tensor) -> Tensor:
+    """(B, H, T, K) without values, which lie in memory as dense layers give and take them, (B, T, H * K)."""
+    batch, heads, length, size = like.shape
+    return like.new_empty(batch, length, heads, size).transpose(1, 2)
 
 
 def differentiable(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """The gradients of `InTurns` as functions of its inputs."""
-    query, key, value, bias = ctx.saved_tensors
-    contexts = []
-    for texts, probabilities, kept, scale in each_turn(ctx, query, key, bias):
-        used = probabilities if kept is None else probabilities * kept
-        contexts.append((used @ value[texts]) * scale)
-    wanted = [x for x in (query, key, value) if x.requires_grad]
+    *inputs, bias = ctx.saved_tensors
+    contexts = [(turn.used @ turn.value) * turn.scale for turn in each_turn(ctx, *inputs, bias)]
+    wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(torch.cat(contexts), wanted, upstream, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in (query, key, value)]
+    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 class AttentionOutput(nn.Module):
@@ -246,13 +263,24 @@ class Attention(nn.Module):
         past: KeyValue | None,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None, KeyValue]:
-        normalised = self.LayerNorm(hidden_states)
-        if encoder_hidden_states is None:
-            key_value = extend(past, self.self.project(normalised))
-        else:
-            key_value = self.self.project(encoder_hidden_states) if past is None else past
-        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions)
+        query, key_value = self.project(hidden_states, encoder_hidden_states, past)
+        context, attentions = self.self(query, key_value, bias, head_mask, output_attentions)
         return hidden_states + self.output(context), attentions, key_value
+
+    def project(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """Queries, (B, H, T, K); keys and values, those of the cache included."""
+        heads = self.self
+        if encoder_hidden_states is None:
+            layers = heads.query, heads.key, heads.value
+            projected = dense_after(self.LayerNorm, hidden_states, *layers)
+            query, key, value = map(heads.split, projected)
+            return query, extend(past, (key, value))
+        (projected,) = dense_after(self.LayerNorm, hidden_states, heads.query)
+        if past is None:
+            past = heads.split(heads.key(encoder_hidden_states)), heads.split(heads.value(encoder_hidden_states))
+        return heads.split(projected), past
 
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:

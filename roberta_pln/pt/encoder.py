@@ -51,7 +51,8 @@ class Intermediate(nn.Module):
 
     def expand(self, hidden_states: Tensor) -> Tensor:
         """dense(LN(x)), before the activation."""
-        return dense_after(self.LayerNorm, self.dense, hidden_states)
+        (hidden_states,) = dense_after(self.LayerNorm, hidden_states, self.dense)
+        return hidden_states
 
 
 class Output(nn.Module):
@@ -63,8 +64,9 @@ class Output(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
-        return self.dropout(dense)
+        if before is None:
+            return self.dropout(self.dense(hidden_states))
+        return self.dropout(*dense_after(before, hidden_states, self.dense))
 
 
 class Layer(nn.Module):

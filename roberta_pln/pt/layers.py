@@ -1,8 +1,11 @@
 """What `torch.nn` has too, and computes more slowly or keeps more for."""
 
+import math
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,48 +37,63 @@ class Dropout(nn.Dropout):
 
     PyTorch's own takes a random number for each element on a processor, which takes longer than attention does, and
     keeps a factor in full size for the backward pass. Here 16 bits decide on an element, so that the share of a call is
-    a multiple of 2**-16, below or above p so often that each element's probability is p; and a boolean is kept.
+    a multiple of 2**-16, below or above p so often that each element's probability is p; and a byte is kept.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.inplace or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training or self.inplace or x.device.type != "cpu" or is_transformed() or torch.jit.is_tracing():
             return super().forward(x)
         if not self.is_coarse():
             return super().forward(x)
-        return (x * self.draw(x.shape)).mul_(1 / (1 - self.p))
+        return (x * self.draw(x.shape, bits(seed()))).mul_(1 / (1 - self.p))
 
     def is_coarse(self) -> bool:
         """Whether 16 bits are enough for this rate."""
         return 2**-8 <= self.p <= 1 - 2**-8
 
-    def draw(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """Which elements stay."""
+    def draw(self, shape: torch.Size, generator: np.random.Generator) -> Tensor:
+        """1 for elements that stay, 0 for the others; PyTorch multiplies with bytes faster than with booleans."""
         count = shape.numel()
-        numbers = torch.randint(-(2**63), 2**63 - 1, (1 + -(-count // 4),), generator=generator)
-        rounding = numbers[-1].double() * 2**-64 + 0.5  # in [0, 1]
-        zeros = (self.p * 2**16 + rounding).floor() - 2**15  # those of the 2**16 numbers that are smaller
-        return (numbers.view(torch.int16)[:count] >= zeros.short()).view(shape)
+        numbers = generator.integers(2**64, size=1 + -(-count // 4), dtype=np.uint64)
+        rounding = float(numbers[-1]) * 2**-64  # in [0, 1]
+        zeros = math.floor(self.p * 2**16 + rounding) - 2**15  # those of the 2**16 numbers that are smaller
+        return (torch.from_numpy(numbers.view(np.int16)[:count]) >= zeros).view(torch.int8).view(shape)
 
 
-def dense_after(before: Callable[[Tensor], Tensor], dense: nn.Linear, x: Tensor) -> Tensor:
-    """dense(before(x)); in training, where that can be, without keeping before(x) for the backward pass.
+def seed() -> int:
+    """A number from PyTorch's own generator."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def bits(seed: int) -> np.random.Generator:
+    """Random numbers for dropout, in a third of the time that PyTorch's own take."""
+    return np.random.Generator(np.random.SFC64(seed))
+
+
+def dense_after(before: Callable[[Tensor], Tensor], x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Each layer of before(x); in training, where that can be, without keeping before(x) for the backward pass.
 
     Args:
         before: PyTorch's own LayerNorm, or a function without parameters, that takes little time to compute anew.
-        dense: what follows.
         x: (..., D).
+        *layers: what follows, one beside the other.
     """
     normalises = isinstance(before, nn.Module)
-    alone = is_alone(dense) and (not normalises or is_alone(before)) and not is_emulated(x)
-    if not alone or not torch.is_grad_enabled() or is_transformed() or is_autocast(x.device.type):
-        return dense(before(x))
-    if not normalises:
-        return DenseAfter.apply(before, dense.weight, dense.bias, x)
+    plain = not torch.is_grad_enabled() or is_transformed() or is_autocast(x.device.type) or is_emulated(x)
+    if plain or not all(map(is_alone, (before, *layers) if normalises else layers)):
+        x = before(x)
+        return tuple(layer(x) for layer in layers)
+    function, inputs = before, (x,)
+    if normalises:
+        function = partial(normalise, before.normalized_shape, before.eps)
+        inputs = x, before.weight, before.bias
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    return DenseAfter.apply(function, len(layers), *weights, *biases, *inputs)
 
-    def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, before.normalized_shape, weight, bias, before.eps)
 
-    return DenseAfter.apply(normalise, dense.weight, dense.bias, x, before.weight, before.bias)
+def normalise(shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """PyTorch's LayerNorm, with its parameters as the last arguments."""
+    return F.layer_norm(x, shape, weight, bias, eps)
 
 
 def is_transformed() -> bool:
@@ -103,30 +121,37 @@ def is_watched(module: nn.Module) -> bool:
 
 
 class DenseAfter(torch.autograd.Function):
-    """before(*inputs) weight^T + bias, of which the backward pass computes before(*inputs) anew."""
+    """before(*inputs) weight^T + bias for some weights and biases; the backward pass computes before(*inputs) anew."""
 
     @staticmethod
-    def forward(ctx: Any, before: Callable[..., Tensor], weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.before = before
-        ctx.save_for_backward(weight, *inputs)
-        return F.linear(before(*inputs), weight, bias)
+    def forward(ctx: Any, before: Callable[..., Tensor], count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, inputs = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        ctx.before, ctx.count = before, count
+        ctx.save_for_backward(*weights, *inputs)
+        found = before(*inputs)
+        return tuple(F.linear(found, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *inputs = ctx.saved_tensors
-        _, of_weight, of_bias, *of_inputs = ctx.needs_input_grad
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        count, needed = ctx.count, ctx.needs_input_grad[2:]
+        weights, inputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        of_weights, of_biases, of_inputs = needed[:count], needed[count : 2 * count], needed[2 * count :]
         twice = torch.is_grad_enabled()  # then the gradients are differentiated in their turn
         if not twice:
-            inputs = [x.detach().requires_grad_(needed) for x, needed in zip(inputs, of_inputs, strict=True)]
+            inputs = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, of_inputs, strict=True)]
         with torch.enable_grad():
             before = ctx.before(*inputs)
-        rows, found = upstream.reshape(-1, upstream.shape[-1]), iter(())
+        found = iter(())
         if any(of_inputs):
-            wanted = [x for x, needed in zip(inputs, of_inputs, strict=True) if needed]
-            found = iter(torch.autograd.grad(before, wanted, upstream @ weight, create_graph=twice))
+            slopes = reduce(torch.add, map(torch.matmul, upstream, weights))
+            wanted = [x for x, wanted in zip(inputs, of_inputs, strict=True) if wanted]
+            found = iter(torch.autograd.grad(before, wanted, slopes, create_graph=twice))
+        rows = [above.reshape(-1, above.shape[-1]) for above in upstream]
+        columns = (before if twice else before.detach()).reshape(len(rows[0]), -1)
         return (
             None,
-            rows.T @ (before if twice else before.detach()).reshape(len(rows), -1) if of_weight else None,
-            rows.sum(0) if of_bias else None,
-            *(next(found) if needed else None for needed in of_inputs),
+            None,
+            *(above.T @ columns if wanted else None for above, wanted in zip(rows, of_weights, strict=True)),
+            *(above.sum(0) if wanted else None for above, wanted in zip(rows, of_biases, strict=True)),
+            *(next(found) if wanted else None for wanted in of_inputs),
         )

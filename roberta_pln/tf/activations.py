@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from roberta_pln import numerics
 from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
-from roberta_pln.tf.layers import Module, Shared, at_least_float32, later
+from roberta_pln.tf.layers import Module, Shared, at_least_float32
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
@@ -21,16 +21,17 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def lean_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """`gelu`, which keeps no more than x for the backward pass."""
+def gelu_in_training(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`gelu`, whose slope shares what it can with the value, where both are computed at the same time."""
+    wide = tf.cast(x, at_least_float32(x.dtype))
+    root = -math.sqrt(0.5) * wide
+    below = 0.5 * tf.math.erfc(root)  # a normal number is less than x
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        wide = tf.cast(later(x, upstream), at_least_float32(x.dtype))
-        below = 0.5 * (1 + tf.math.erf(math.sqrt(0.5) * wide))  # a normal number is less than x
-        density = tf.exp(-0.5 * tf.square(wide)) * (1 / math.sqrt(2 * math.pi))
-        return tf.cast(below + wide * density, x.dtype) * upstream
+        slope = below - root * tf.exp(-0.5 * math.log(math.pi) - tf.square(root))
+        return tf.cast(slope, x.dtype) * upstream
 
-    return gelu(x), gradient
+    return tf.cast(wide * below, x.dtype), gradient
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
@@ -135,11 +136,11 @@ def activation(config: RobertaPreLayerNormConfig, shared: Shared) -> Callable[[t
 
 
 def in_training(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The same function, in the form that keeps least for the backward pass.
+    """The same function, in the form for `dense_after` in training.
 
     Only there: TensorFlow fuses the other form with the product before it.
     """
-    return lean_gelu if function is gelu else function
+    return gelu_in_training if function is gelu else function
 
 
 def is_named(function: Callable[[tf.Tensor], tf.Tensor]) -> bool:

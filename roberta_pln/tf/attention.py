@@ -18,6 +18,7 @@ from roberta_pln.tf.layers import (
     Module,
     Shared,
     at_least_float32,
+    dense_after,
     later,
     next_seed,
     recomputed,
@@ -58,10 +59,6 @@ class MultiHeadAttention(Module):
         """Count on these heads from now on."""
         self.kept_heads, self.num_heads = kept_heads, len(kept_heads)
 
-    def project(self, hidden_states: tf.Tensor) -> KeyValue:
-        """Keys and values of some states, (B, S, D) -> twice (B, H, S, K)."""
-        return self.split(self.key(hidden_states)), self.split(self.value(hidden_states))
-
     def split(self, states: tf.Tensor) -> tf.Tensor:
         """(B, T, H * K) -> (B, H, T, K)."""
         batch, length, _ = shape_of(states)
@@ -69,14 +66,13 @@ class MultiHeadAttention(Module):
 
     def call(
         self,
-        hidden_states: tf.Tensor,
+        query: tf.Tensor,
         key_value: KeyValue,
         bias: tf.Tensor | None,
         head_mask: tf.Tensor | None,
         output_attentions: bool,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        query = self.split(self.query(hidden_states))  # (B, H, T, K)
         key, value = map(cache.entries, key_value)
         first = cache.length(key_value[0]) - shape_of(query)[2]
         if bias is not None and bias.shape[1] not in (None, 1, self.num_heads):  # a pattern for each head, some pruned
@@ -281,14 +277,30 @@ class Attention(Module):
         encoder_hidden_states: tf.Tensor | None,
         past: KeyValue | None,
         output_attentions: bool,
+        training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor | None, KeyValue]:
-        normalised = self.LayerNorm(hidden_states)
-        if encoder_hidden_states is None:
-            key_value = extend(past, self.self.project(normalised))
-        else:
-            key_value = self.self.project(encoder_hidden_states) if past is None else past
-        context, attentions = self.self(normalised, key_value, bias, head_mask, output_attentions=output_attentions)
+        query, key_value = self.project(hidden_states, encoder_hidden_states, past, training)
+        context, attentions = self.self(query, key_value, bias, head_mask, output_attentions=output_attentions)
         return hidden_states + self.output(context), attentions, key_value
+
+    def project(
+        self,
+        hidden_states: tf.Tensor,
+        encoder_hidden_states: tf.Tensor | None,
+        past: KeyValue | None,
+        training: bool,
+    ) -> tuple[tf.Tensor, KeyValue]:
+        """Queries, (B, H, T, K); keys and values, those of the cache included."""
+        heads = self.self
+        if encoder_hidden_states is None:
+            layers = heads.query, heads.key, heads.value
+            projected = dense_after(self.LayerNorm, hidden_states, *layers, training=training)
+            query, key, value = map(heads.split, projected)
+            return query, extend(past, (key, value))
+        (projected,) = dense_after(self.LayerNorm, hidden_states, heads.query, training=training)
+        if past is None:
+            past = heads.split(heads.key(encoder_hidden_states)), heads.split(heads.value(encoder_hidden_states))
+        return heads.split(projected), past
 
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:

@@ -27,12 +27,13 @@ class Intermediate(Module):
 
     def call(self, hidden_states: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training:
-            return in_training(self.intermediate_act_fn)(self.expand(hidden_states))
+            return self.intermediate_act_fn(self.expand(hidden_states))
         return self.dense(self.LayerNorm(hidden_states), activation=self.intermediate_act_fn)
 
     def expand(self, hidden_states: tf.Tensor) -> tf.Tensor:
         """dense(LN(x)) in training, before the activation."""
-        return dense_after(self.LayerNorm, self.dense, hidden_states)
+        (hidden_states,) = dense_after(self.LayerNorm, hidden_states, self.dense, training=True)
+        return hidden_states
 
 
 class Output(Module):
@@ -44,8 +45,9 @@ class Output(Module):
         self.dropout = Dropout(config.hidden_dropout_prob, shared)
 
     def call(self, hidden_states: tf.Tensor, before: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.Tensor:
-        dense = self.dense(hidden_states) if before is None else dense_after(before, self.dense, hidden_states)
-        return self.dropout(dense)
+        if before is None:
+            return self.dropout(self.dense(hidden_states))
+        return self.dropout(*dense_after(before, hidden_states, self.dense, training=True))
 
 
 class Layer(Module):

@@ -7,6 +7,7 @@ them to its compute dtype where it uses them, so that mixed-precision policies n
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import reduce
 from typing import Any, NamedTuple
 
 import keras
@@ -112,11 +113,10 @@ class LayerNorm(Module):
 
             def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 normalised = (tf.cast(later(inputs, upstream), scale.dtype) - mean) * inverse
-                slopes, rows = upstream * scale, list(range(len(inputs.shape) - 1))
+                slopes = upstream * scale
                 along = tf.reduce_mean(slopes * normalised, axis=-1, keepdims=True)
                 slopes = inverse * (slopes - tf.reduce_mean(slopes, axis=-1, keepdims=True) - along * normalised)
-                of_scale, of_offset = (tf.reduce_sum(x, axis=rows) for x in (upstream * normalised, upstream))
-                return tf.cast(slopes, inputs.dtype), of_scale, of_offset
+                return tf.cast(slopes, inputs.dtype), sum_of_rows(upstream * normalised), sum_of_rows(upstream)
 
             return centred * inverse * scale + offset, gradients
 
@@ -234,48 +234,64 @@ def recomputed(function: Callable, generator: keras.random.SeedGenerator, *args:
     return tf.nest.map_structure(lambda there: next(results) if there else None, structure)
 
 
-def dense_after(before: Callable[[tf.Tensor], tf.Tensor], dense: Dense, x: tf.Tensor) -> tf.Tensor:
-    """dense(before(x)), without keeping before(x) for the backward pass.
+def dense_after(
+    before: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, *layers: Dense, training: bool
+) -> tuple[tf.Tensor, ...]:
+    """Each layer of before(x); in training without keeping before(x) for the backward pass.
 
     Args:
         before: a LayerNorm, or a function without parameters, that takes little time to compute anew.
-        dense: what follows.
         x: (..., D).
+        *layers: what follows, one beside the other.
+        training: whether there may be a backward pass.
     """
-    kernel, bias = tf.cast(dense.kernel, dense.compute_dtype), tf.cast(dense.bias, dense.compute_dtype)
-    function, parameters = before, ()
+    if not training:
+        x = before(x)
+        return tuple(layer(x) for layer in layers)
+    function, inputs = before, (x,)
     if isinstance(before, LayerNorm):
         dtype = at_least_float32(x.dtype)
-        parameters = (tf.cast(before.gamma, dtype), tf.cast(before.beta, dtype))
+        inputs = x, tf.cast(before.gamma, dtype), tf.cast(before.beta, dtype)
 
         def function(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
             return tf.cast(before.lean(x, scale, offset), before.compute_dtype)
 
+    count = len(layers)
+    weights = [tf.cast(weight, layer.compute_dtype) for layer in layers for weight in (layer.kernel, layer.bias)]
+
     @tf.custom_gradient
-    def product(kernel: tf.Tensor, bias: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            x, *parameters = inputs
-            watched = [later(x, upstream), *parameters]
+    def products(*tensors: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
+        kernels, biases, inputs = tensors[: 2 * count : 2], tensors[1 : 2 * count : 2], tensors[2 * count :]
+
+        def gradients(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            watched = [later(inputs[0], *upstream), *inputs[1:]]
             with tf.GradientTape() as tape:
                 tape.watch(watched)
                 found = function(*watched)
-            *_, outputs = kernel.shape
-            rows = tf.reshape(upstream, (-1, outputs))
-            of_kernel = tf.matmul(tf.reshape(found, (-1, kernel.shape[0])), rows, transpose_a=True)
-            of_found = tf.reshape(tf.matmul(rows, kernel, transpose_b=True), tf.shape(found))
-            of_inputs = tape.gradient(found, watched, output_gradients=of_found)
-            return of_kernel, tf.reduce_sum(rows, axis=0), *of_inputs
+            columns, of_weights, slopes = tf.reshape(found, (-1, kernels[0].shape[0])), [], []
+            for kernel, above in zip(kernels, upstream, strict=True):
+                rows = tf.reshape(above, (-1, kernel.shape[1]))
+                of_weights += [tf.matmul(columns, rows, transpose_a=True), sum_of_rows(rows)]
+                slopes.append(tf.matmul(rows, kernel, transpose_b=True))
+            slopes = tf.reshape(reduce(tf.add, slopes), tf.shape(found))
+            return of_weights + tape.gradient(found, watched, output_gradients=slopes)
 
-        return linear(function(*inputs), kernel, bias), gradients
+        found = function(*inputs)
+        return tuple(linear(found, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)), gradients
 
-    return product(kernel, bias, x, *parameters)
+    return products(*weights, *inputs)
 
 
-def later(tensor: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+def later(tensor: tf.Tensor, *upstream: tf.Tensor) -> tf.Tensor:
     """A tensor for the backward pass to compute with, not before its gradient has come; TensorFlow would begin at once,
     and keep the results."""
-    with tf.control_dependencies([upstream]):
+    with tf.control_dependencies(upstream):
         return tf.identity(tensor)
+
+
+def sum_of_rows(x: tf.Tensor) -> tf.Tensor:
+    """(..., D) -> (D,), in half the time that `tf.reduce_sum` takes for it."""
+    return tf.raw_ops.BiasAddGrad(out_backprop=tf.reshape(x, (-1, x.shape[-1])))
 
 
 def linear(

@@ -3,6 +3,7 @@
 import math
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +13,7 @@ from torch import nn
 from roberta_pln.pt import attention, layers
 from roberta_pln.pt.activations import ACTIVATIONS
 from roberta_pln.pt.attention import InTurns
-from roberta_pln.pt.layers import DenseAfter, Dropout, Linear, dense_after
+from roberta_pln.pt.layers import Dropout, Linear, dense_after
 
 SIZE = 400_000
 
@@ -31,13 +32,17 @@ def test_a_share_of_the_elements_is_zero(p, dtype):
     assert torch.equal(x.grad, y.detach())
 
 
-@pytest.mark.parametrize(("last", "zeros"), [(-(2**63), 6553), (0, 6553), (2**62 - 2**30, 6553), (2**62 + 2**30, 6554)])
-def test_the_rate_is_exact(last, zeros, monkeypatch):
+@pytest.mark.parametrize(
+    ("last", "zeros"), [(0, 6553), (2**62, 6553), (2**63 + 2**62 - 2**30, 6553), (2**63 + 2**62, 6554)]
+)
+def test_the_rate_is_exact(last, zeros):
     """A call has a multiple of 2**-16; that above 6553.25 of them a quarter of the time."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.int64)
-    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.cat([every, torch.tensor([last])]))
-    dropped = Dropout(6553.25 / 2**16)(torch.ones(2**16))
-    assert (dropped == 0).sum() == zeros
+    every = np.append(np.arange(2**16, dtype=np.uint16).view(np.uint64), np.uint64(last))
+    generator = Mock(integers=Mock(return_value=every))
+    kept = Dropout(6553.25 / 2**16).draw(torch.Size([2**16]), generator)
+    assert (kept == 0).sum() == zeros
+    assert (kept == 1).sum() == 2**16 - zeros
+    assert generator.integers.call_args.kwargs["size"] == len(every)
 
 
 def test_elements_are_decided_on_by_themselves():
@@ -108,59 +113,80 @@ def test_products_that_the_processor_lacks(dtype, bias, monkeypatch):
 # ------------------------------------------------------------- what is computed anew
 
 
-def before_and_dense(name):
-    """A layer that takes (..., 6), what may come before it, and an input for that."""
+def before_and_layers(name):
+    """Layers that take (..., 6), what may come before them, and an input for that."""
     torch.manual_seed(0)
     before = nn.LayerNorm(6, dtype=torch.float64) if name == "norm" else ACTIVATIONS[name]
     if name == "norm":
         nn.init.normal_(before.weight)
         nn.init.normal_(before.bias)
     x = torch.randn(2, 3, 12 if name == "glu" else 6, dtype=torch.float64, requires_grad=True)
-    return before, nn.Linear(6, 5, dtype=torch.float64), x
+    return before, [nn.Linear(6, size, dtype=torch.float64) for size in (5, 4)], x
 
 
+def plain(before, x, *layers):
+    return tuple(layer(before(x)) for layer in layers)
+
+
+def is_kept(found):
+    return "DenseAfter" not in type(found[0].grad_fn).__name__
+
+
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["norm", *ACTIVATIONS])
-def test_a_dense_layer_behind_something(name):
-    """Value, gradients, and their gradients."""
-    before, dense, x = before_and_dense(name)
-    inputs = [x, *dense.parameters(), *(before.parameters() if name == "norm" else ())]
+def test_dense_layers_behind_something(name, count):
+    """Values, gradients, and their gradients."""
+    before, layers, x = before_and_layers(name)
+    layers = layers[:count]
+    inputs = [x, *(p for layer in layers for p in layer.parameters())]
+    inputs += before.parameters() if name == "norm" else ()
     found = []
-    for run in (lambda: dense_after(before, dense, x), lambda: dense(before(x))):
-        y = run()
-        gradients = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+    for run in (dense_after, plain):
+        values = run(before, x, *layers)
+        total = sum(y.sin().sum() for y in values)
+        gradients = torch.autograd.grad(total, inputs, create_graph=True)
         again = torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
-        found.append([y, *torch.autograd.grad(run().sin().sum(), inputs), *gradients, *again])
-    assert "DenseAfter" in type(dense_after(before, dense, x).grad_fn).__name__
+        once = torch.autograd.grad(sum(y.sin().sum() for y in run(before, x, *layers)), inputs)
+        found.append([*values, *once, *gradients, *again])
+    assert not is_kept(dense_after(before, x, *layers))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13)  # some hundred roundings of 1e-16
 
 
+def test_what_is_not_used_gets_no_gradient():
+    before, layers, x = before_and_layers("norm")
+    dense_after(before, x, *layers)[0].sum().backward()
+    assert (layers[0].weight.grad != 0).all()
+    assert (layers[1].weight.grad == 0).all()
+
+
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
 def test_only_what_is_trained_gets_a_gradient(trained):
-    before, dense, x = before_and_dense("gelu")
+    before, (dense, _), x = before_and_layers("gelu")
     tensors = {"x": x, "weight": dense.weight, "bias": dense.bias}
     for name, tensor in tensors.items():
         tensor.requires_grad_(name == trained)
-    dense_after(before, dense, x).sum().backward()
+    dense_after(before, x, dense)[0].sum().backward()
     assert {name for name, tensor in tensors.items() if tensor.grad is not None} == {trained}
 
 
-@pytest.mark.parametrize("watched", ["before", "dense"])
+@pytest.mark.parametrize("watched", [0, 1, 2])
 def test_hooks_see_their_layers(watched):
     """Then nothing is computed anew."""
-    before, dense, x = before_and_dense("norm")
+    before, layers, x = before_and_layers("norm")
     hook = Mock(return_value=None)
-    {"before": before, "dense": dense}[watched].register_forward_hook(hook)
-    y = dense_after(before, dense, x)
-    assert torch.equal(y, dense(before(x)))
-    assert "DenseAfter" not in type(y.grad_fn).__name__
-    assert hook.call_count == 2
+    (before, *layers)[watched].register_forward_hook(hook)
+    found = dense_after(before, x, *layers)
+    assert hook.call_count == 1
+    assert all(map(torch.equal, found, plain(before, x, *layers)))
+    assert is_kept(found)
 
 
 def test_a_change_of_what_is_computed_anew_is_noticed():
-    before, dense, x = before_and_dense("gelu")
+    before, (dense, _), x = before_and_layers("gelu")
     inner = x * 1
-    y = DenseAfter.apply(before, dense.weight, dense.bias, inner)
+    (y,) = dense_after(before, inner, dense)
+    assert not is_kept([y])
     inner.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()

@@ -8,7 +8,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln.tf.activations import ACTIVATIONS, gelu, in_training, lean_gelu
+from roberta_pln.tf.activations import ACTIVATIONS, gelu, gelu_in_training, in_training
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Shared, dense_after
 
 SIZE = 400_000
@@ -132,24 +132,29 @@ def test_the_norm_of_training_is_the_norm(way):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_gelu_of_training_is_gelu(way):
     x = tf.constant(np.linspace(-9, 9, 101).reshape(1, 101))
-    for one, other in zip(derivatives(lean_gelu, x, way=way), derivatives(gelu, x), strict=True):
+    for one, other in zip(derivatives(gelu_in_training, x, way=way), derivatives(gelu, x), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)  # roundings of numbers up to 9
-    assert in_training(gelu) is lean_gelu
+    assert in_training(gelu) is gelu_in_training
     assert in_training(tf.nn.relu) is tf.nn.relu
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["norm", *ACTIVATIONS])
-def test_a_dense_layer_behind_something(name, way):
+def test_dense_layers_behind_something(name, way):
     before = norm() if name == "norm" else in_training(ACTIVATIONS[name])
-    plain = before if name == "norm" else ACTIVATIONS[name]
     x = tf.random.stateless_normal((2, 3, 14 if name == "glu" else 7), (0, 0), dtype=tf.float64) + 0.1
-    dense = Dense(7, 5, shared("float64"))
-    dense.kernel.assign(np.linspace(-1, 2, 35).reshape(7, 5))
-    dense.bias.assign(np.linspace(3, -1, 5))
-    sources = [weight.value for weight in dense.weights + (before.weights if name == "norm" else [])]
-    ours = derivatives(lambda x, *_: dense_after(before, dense, x), x, *sources, way=way)
-    theirs = derivatives(lambda x, *_: dense(plain(x)), x, *sources)
+    layers = [Dense(7, size, shared("float64")) for size in (5, 4)]
+    for layer in layers:
+        layer.kernel.assign(np.linspace(-1, 2, layer.kernel.shape.num_elements()).reshape(layer.kernel.shape))
+        layer.bias.assign(np.linspace(3, -1, *layer.bias.shape))
+    sources = [weight.value for layer in layers for weight in layer.weights]
+    sources += [weight.value for weight in (before.weights if name == "norm" else ())]
+
+    def run(training):
+        chosen = before if name == "norm" or training else ACTIVATIONS[name]
+        return lambda x, *_: tf.concat(dense_after(chosen, x, *layers, training=training), axis=-1)
+
+    ours, theirs = derivatives(run(True), x, *sources, way=way), derivatives(run(False), x, *sources)
     for one, other in zip(ours, theirs, strict=True):
         # roundings of 1e-16 of some dozen terms of up to a hundred
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -161,7 +166,7 @@ def test_half_precision(dtype):
     layer.gamma.assign(tf.ones(64))
     layer.beta.assign(tf.zeros(64))
     x = tf.cast(tf.random.stateless_normal((5, 64), (1, 2)), dtype)
-    for form, plain in ((lambda x: layer(x, training=True), layer), (lean_gelu, gelu)):
+    for form, plain in ((lambda x: layer(x, training=True), layer), (gelu_in_training, gelu)):
         found = []
         for function in (form, plain):
             with tf.GradientTape() as tape:

@@ -25,7 +25,7 @@ EXTRA = {
             "InTurns",
             "Turn",
             "each_turn",
-            "empty_heads",
+            "together",
             "differentiable",
         ),  # a function with a gradient of its own is a class here
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call

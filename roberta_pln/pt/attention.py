@@ -1,7 +1,7 @@
 """Attention: project, score, combine; and the masks that say which keys a query sees."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -148,28 +148,24 @@ class InTurns(torch.autograd.Function):
     ) -> Tensor:
         ctx.dropout, ctx.seed = dropout, None if dropout is None else seed()
         ctx.save_for_backward(query, key, value, bias)
-        context = empty_heads(query)
-        for turn in each_turn(ctx, query, key, value, bias):
-            context[turn.texts] = (turn.used @ turn.value).mul_(turn.scale)
-        return context
+        turns = each_turn(ctx, query, key, value, bias)
+        return together([(turn.used @ turn.value).mul_(turn.scale) for turn in turns])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the gradients are differentiated in their turn
             return *differentiable(ctx, upstream), None, None
-        inputs = ctx.saved_tensors
-        root, (of_query, of_key, of_value) = math.sqrt(upstream.shape[-1]), map(empty_heads, inputs[:3])
-        for turn in each_turn(ctx, *inputs):
-            above = upstream[turn.texts].contiguous().mul(turn.scale)
-            of_value[turn.texts] = turn.used.transpose(-1, -2) @ above
+        root, parts = math.sqrt(upstream.shape[-1]), []
+        for turn in each_turn(ctx, *ctx.saved_tensors):
+            above = upstream[turn.texts].contiguous() * turn.scale
+            of_value = turn.used.transpose(-1, -2) @ above
             slopes = above @ turn.value.transpose(-1, -2)
             if turn.kept is not None:
                 slopes.mul_(turn.kept)
             slopes.mul_(turn.probabilities)
             slopes.addcmul_(turn.probabilities, slopes.sum(-1, keepdim=True), value=-1).div_(root)
-            of_query[turn.texts] = slopes @ turn.key
-            of_key[turn.texts] = slopes.transpose(-1, -2) @ turn.query
-        return of_query, of_key, of_value, None, None
+            parts.append((slopes @ turn.key, slopes.transpose(-1, -2) @ turn.query, of_value))
+        return *map(together, zip(*parts, strict=True)), None, None
 
 
 class Turn(NamedTuple):
@@ -213,10 +209,9 @@ def each_turn(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
         yield Turn(texts, q, k, v, probabilities, used, kept, scale)
 
 
-def empty_heads(like: Tensor) -> Tensor:
-    """(B, H, T, K) without values, which lie in memory as dense layers give and take them, (B, T, H * K)."""
-    batch, heads, length, size = like.shape
-    return like.new_empty(batch, length, heads, size).transpose(1, 2)
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """What each turn has found, (few, H, T, K), as (B, H, T, K), in memory as dense layers have it, (B, T, H * K)."""
+    return torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
 
 
 def differentiable(ctx: Any, upstream: Tensor) -> list[Tensor | None]:

@@ -134,7 +134,8 @@ class DenseAfter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         count, needed = ctx.count, ctx.needs_input_grad[2:]
-        weights, inputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once, or PyTorch's checkpoint would compute them once more
+        weights, inputs = saved[:count], saved[count:]
         of_weights, of_biases, of_inputs = needed[:count], needed[count : 2 * count], needed[2 * count :]
         twice = torch.is_grad_enabled()  # then the gradients are differentiated in their turn
         if not twice:

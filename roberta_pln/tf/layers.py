@@ -96,37 +96,36 @@ class LayerNorm(Module):
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         dtype = at_least_float32(inputs.dtype)
         scale, offset = tf.cast(self.gamma, dtype), tf.cast(self.beta, dtype)
-        normalise = self.lean if training else self.normalise
+        normalise = self.normalise_in_training if training else self.normalise
         return tf.cast(normalise(inputs, scale, offset), self.compute_dtype)
 
     def normalise(self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         """In the type of scale and offset."""
-        centred, _, inverse = self.parts(tf.cast(inputs, scale.dtype))
-        return centred * inverse * scale + offset
+        normalised, _ = self.parts(tf.cast(inputs, scale.dtype))
+        return normalised * scale + offset
 
-    def lean(self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-        """`normalise`, which keeps no more than its inputs for the backward pass."""
+    def normalise_in_training(self, inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """`normalise`, whose gradient shares what it can with the value."""
 
         @tf.custom_gradient
         def normalise(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-            centred, mean, inverse = self.parts(tf.cast(inputs, scale.dtype))
+            normalised, inverse = self.parts(tf.cast(inputs, scale.dtype))
 
             def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                normalised = (tf.cast(later(inputs, upstream), scale.dtype) - mean) * inverse
                 slopes = upstream * scale
                 along = tf.reduce_mean(slopes * normalised, axis=-1, keepdims=True)
                 slopes = inverse * (slopes - tf.reduce_mean(slopes, axis=-1, keepdims=True) - along * normalised)
                 return tf.cast(slopes, inputs.dtype), sum_of_rows(upstream * normalised), sum_of_rows(upstream)
 
-            return centred * inverse * scale + offset, gradients
+            return normalised * scale + offset, gradients
 
         return normalise(inputs, scale, offset)
 
-    def parts(self, inputs: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """x - mean, the mean, and 1 / sqrt(variance + eps)."""
-        mean = tf.reduce_mean(inputs, axis=-1, keepdims=True)
-        centred = inputs - mean
-        return centred, mean, tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + self.eps)
+    def parts(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(x - mean) / sqrt(variance + eps), and 1 / sqrt(variance + eps)."""
+        centred = inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
+        inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + self.eps)
+        return centred * inverse, inverse
 
 
 class Dropout(Module):
@@ -254,7 +253,7 @@ def dense_after(
         inputs = x, tf.cast(before.gamma, dtype), tf.cast(before.beta, dtype)
 
         def function(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-            return tf.cast(before.lean(x, scale, offset), before.compute_dtype)
+            return tf.cast(before.normalise_in_training(x, scale, offset), before.compute_dtype)
 
     count = len(layers)
     weights = [tf.cast(weight, layer.compute_dtype) for layer in layers for weight in (layer.kernel, layer.bias)]

@@ -96,7 +96,7 @@ def test_derivatives_in_every_mode():
 
 
 def test_training_keeps_no_more_than_it_must():
-    """Nothing of attention that grows with the square of the length, and no input of a dense layer but two."""
+    """Nothing of attention that grows with the square of the length, and no input of a dense layer but one."""
     config = tiny_config(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2, num_hidden_layers=1)
     torch.manual_seed(0)
     model = RobertaPreLayerNormModel(config, add_pooling_layer=False).train()
@@ -105,9 +105,9 @@ def test_training_keeps_no_more_than_it_must():
     scores, states, inner = (ids.size * size for size in (4 * 13, config.hidden_size, config.intermediate_size))
     assert scores not in kept
     assert kept.count(inner) == 1  # before the activation
-    # What goes into four norms; queries, keys, values, and what these three are made of; what is read of them;
-    # booleans of three dropouts; and the result, which the step keeps for itself.
-    assert kept.count(states) == 4 + 4 + 1 + 3 + 1
+    # What goes into four norms; queries, keys and values; what is read of them; bytes of three dropouts; and the
+    # result, which the step keeps for itself.
+    assert kept.count(states) == 4 + 3 + 1 + 3 + 1
     _, kept_before = training_step(model, {"input_ids": ids}, output_attentions=True)
     assert scores in kept_before
 

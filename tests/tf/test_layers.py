@@ -119,7 +119,7 @@ def norm():
 def test_the_norm_of_training_is_the_norm(way):
     layer, x = norm(), tf.random.stateless_normal((2, 3, 7), (0, 0), dtype=tf.float64) + 5
     inputs = x, tf.constant(layer.gamma.numpy()), tf.constant(layer.beta.numpy())
-    ours, plain = derivatives(layer.lean, *inputs, way=way), derivatives(layer.normalise, *inputs)
+    ours, plain = derivatives(layer.normalise_in_training, *inputs, way=way), derivatives(layer.normalise, *inputs)
     for one, other in zip(ours, plain, strict=True):
         # roundings of 1e-16 of some dozen terms of up to a hundred
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)

@@ -209,11 +209,13 @@ def dense_after(
         *layers: what follows, one beside the other.
         deterministic: whether this is not training.
     """
-    if deterministic or layers[0].is_initializing():
+    normalises = isinstance(before, nn.Module)
+    own = all(map(is_own, (before, *layers) if normalises else layers))
+    if deterministic or not own or layers[0].is_initializing():
         x = before(x)
         return tuple(layer(x) for layer in layers)
     function, inputs = before, (x,)
-    if isinstance(before, LayerNorm):
+    if normalises:
         function, inputs = before.function(), (x, *(before.get_variable("params", name) for name in NORM))
     weights = [tuple(layer.get_variable("params", name).astype(layer.dtype) for name in DENSE) for layer in layers]
 
@@ -235,6 +237,11 @@ def dense_after(
 
     products.defvjp(forward, backward)
     return products(weights, *inputs)
+
+
+def is_own(layer: nn.Module) -> bool:
+    """Whether a layer is one of those of `Block`, and not a user's in its place, which may compute something else."""
+    return type(layer) in (nn.Dense, LayerNorm)
 
 
 def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:

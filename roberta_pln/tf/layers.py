@@ -244,11 +244,12 @@ def dense_after(
         *layers: what follows, one beside the other.
         training: whether there may be a backward pass.
     """
-    if not training:
+    normalises = isinstance(before, keras.layers.Layer)
+    if not training or not all(map(is_own, (before, *layers) if normalises else layers)):
         x = before(x)
         return tuple(layer(x) for layer in layers)
     function, inputs = before, (x,)
-    if isinstance(before, LayerNorm):
+    if normalises:
         dtype = at_least_float32(x.dtype)
         inputs = x, tf.cast(before.gamma, dtype), tf.cast(before.beta, dtype)
 
@@ -279,6 +280,11 @@ def dense_after(
         return tuple(linear(found, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)), gradients
 
     return products(*weights, *inputs)
+
+
+def is_own(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is one of these, and not a user's in its place, which may compute something else."""
+    return type(layer) in (Dense, LayerNorm)
 
 
 def later(tensor: tf.Tensor, *upstream: tf.Tensor) -> tf.Tensor:

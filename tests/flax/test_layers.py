@@ -142,6 +142,27 @@ def test_dense_layers_behind_something(name, way):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+class Doubled(nn.Dense):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+def test_a_layer_of_a_user_is_called():
+    """One in the place of a layer here, as for adapters."""
+
+    class Both(nn.Module):
+        def setup(self):
+            self.plain, self.doubled = nn.Dense(5), Doubled(5)
+
+        def __call__(self, x):
+            return dense_after(jnp.sin, x, self.plain, self.doubled, deterministic=False)
+
+    x, model = jnp.ones((2, 7)), Both()
+    params = model.init(jax.random.key(0), x)["params"]
+    one, other = model.apply({"params": {"plain": params["plain"], "doubled": params["plain"]}}, x)
+    assert np.array_equal(2 * one, other)
+
+
 def test_only_what_is_real_gets_a_gradient():
     def function(x, nothing, numbers, key):
         assert nothing is None

@@ -160,6 +160,22 @@ def test_dense_layers_behind_something(name, way):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+class Doubled(Dense):
+    def call(self, *args):
+        return 2 * super().call(*args)
+
+
+def test_a_layer_of_a_user_is_called():
+    """One in the place of a layer here, as for adapters."""
+    x = tf.random.stateless_normal((2, 7), (0, 0), dtype=tf.float64)
+    plain, doubled = Dense(7, 5, shared("float64")), Doubled(7, 5, shared("float64"))
+    for layer in (plain, doubled):
+        layer.kernel.assign(np.linspace(-1, 2, 35).reshape(7, 5))
+        layer.bias.assign(np.linspace(3, -1, 5))
+    one, other = dense_after(norm(), x, plain, doubled, training=True)
+    assert np.array_equal(2 * one, other)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
     layer = LayerNorm(64, 1e-5, shared(f"mixed_{dtype}"))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen import module as linen
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -211,7 +212,7 @@ def dense_after(
     """
     normalises = isinstance(before, nn.Module)
     own = all(map(is_own, (before, *layers) if normalises else layers))
-    if deterministic or not own or layers[0].is_initializing():
+    if deterministic or not own or is_watched() or layers[0].is_initializing():
         x = before(x)
         return tuple(layer(x) for layer in layers)
     function, inputs = before, (x,)
@@ -242,6 +243,13 @@ def dense_after(
 def is_own(layer: nn.Module) -> bool:
     """Whether a layer is one of those of `Block`, and not a user's in its place, which may compute something else."""
     return type(layer) in (nn.Dense, LayerNorm)
+
+
+def is_watched() -> bool:
+    """Whether Linen shows someone what each layer returns: interceptors, captured intermediates, or a table."""
+    interceptors = getattr(linen, "_global_interceptor_stack", ())
+    captured, tabulated = (getattr(linen._context, name, ()) for name in ("capture_stack", "call_info_stack"))
+    return bool(interceptors) or any(captured) or bool(tabulated)
 
 
 def product_of_rows(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:

@@ -9,6 +9,7 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from roberta_pln import flax as backend
 from roberta_pln.flax.activations import ACTIVATIONS
@@ -161,6 +162,33 @@ def test_a_layer_of_a_user_is_called():
     params = model.init(jax.random.key(0), x)["params"]
     one, other = model.apply({"params": {"plain": params["plain"], "doubled": params["plain"]}}, x)
     assert np.array_equal(2 * one, other)
+
+
+@pytest.mark.parametrize("way", ["an interceptor", "captured intermediates"])
+def test_who_watches_layers_sees_them(way, monkeypatch):
+    model = backend.RobertaPreLayerNormModel(tiny_config(num_hidden_layers=1), seed=0)
+    apply, seen = nn.Module.apply, set()
+
+    def record(call, args, options, context):
+        seen.update(context.module.path)
+        return call(*args, **options)
+
+    def intercepted(*args, **options):
+        with nn.intercept_methods(record):
+            return apply(*args, **options)
+
+    def captured(*args, **options):
+        result, state = apply(*args, **options, capture_intermediates=True, mutable=["intermediates"])
+        seen.update(name for path in flatten_dict(state) for name in path)
+        return result
+
+    def run():
+        return model(jnp.array([[5, 6, 7]]), train=True, dropout_rng=jax.random.key(0)).last_hidden_state
+
+    plain = run()
+    monkeypatch.setattr(nn.Module, "apply", {"an interceptor": intercepted, "captured intermediates": captured}[way])
+    np.testing.assert_allclose(run(), plain, rtol=0, atol=1e-5)  # roundings of float32
+    assert seen >= {"query", "key", "value", "LayerNorm", "dense"}
 
 
 def test_only_what_is_real_gets_a_gradient():

@@ -21,13 +21,8 @@ EXTRA = {
     "pt": {
         "MultiHeadAttention.is_plain",  # only PyTorch has a fused kernel beside the written-out form
         "MultiHeadAttention.takes_turns",  # XLA fuses scores with what is made of them
-        *(
-            "InTurns",
-            "Turn",
-            "each_turn",
-            "together",
-            "differentiable",
-        ),  # a function with a gradient of its own is a class here
+        # A function with a gradient of its own is a class here.
+        *("InTurns", "Turn", "each_turn", "together", "differentiable"),
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves

@@ -23,13 +23,11 @@ class Intermediate(Block):
         self.intermediate_act_fn = activation(self.config, self.param_dtype)
 
     def __call__(self, hidden_states: Array, deterministic: bool) -> Array:
-        if deterministic:
-            return self.intermediate_act_fn(self.dense(self.LayerNorm(hidden_states)))
-        return self.intermediate_act_fn(self.expand(hidden_states))
+        return self.intermediate_act_fn(self.expand(hidden_states, deterministic))
 
-    def expand(self, hidden_states: Array) -> Array:
-        """dense(LN(x)) in training, before the activation."""
-        (hidden_states,) = dense_after(self.LayerNorm, hidden_states, self.dense, deterministic=False)
+    def expand(self, hidden_states: Array, deterministic: bool) -> Array:
+        """dense(LN(x)), before the activation."""
+        (hidden_states,) = dense_after(self.LayerNorm, hidden_states, self.dense, deterministic=deterministic)
         return hidden_states
 
 
@@ -104,7 +102,7 @@ class Layer(Block):
         activation = self.intermediate.intermediate_act_fn
         if deterministic or not is_named(activation):
             return self.output(self.intermediate(hidden_states, deterministic), deterministic)
-        return self.output(self.intermediate.expand(hidden_states), deterministic, activation)
+        return self.output(self.intermediate.expand(hidden_states, deterministic), deterministic, activation)
 
 
 class Layers(Block):

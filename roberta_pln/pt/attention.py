@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.pt.cache import Slots, append, entries
-from roberta_pln.pt.layers import Dropout, Linear, bits, dense_after, is_transformed, seed
+from roberta_pln.pt.layers import Dropout, Linear, bits, dense_after, is_transformed, next_seed
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -146,7 +146,7 @@ class InTurns(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout | None
     ) -> Tensor:
-        ctx.dropout, ctx.seed = dropout, None if dropout is None else seed()
+        ctx.dropout, ctx.seed = dropout, None if dropout is None else next_seed()
         ctx.save_for_backward(query, key, value, bias)
         turns = each_turn(ctx, query, key, value, bias)
         return together([(turn.used @ turn.value).mul_(turn.scale) for turn in turns])

@@ -45,7 +45,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         if not self.is_coarse():
             return super().forward(x)
-        return (x * self.draw(x.shape, bits(seed()))).mul_(1 / (1 - self.p))
+        return (x * self.draw(x.shape, bits(next_seed()))).mul_(1 / (1 - self.p))
 
     def is_coarse(self) -> bool:
         """Whether 16 bits are enough for this rate."""
@@ -60,7 +60,7 @@ class Dropout(nn.Dropout):
         return (torch.from_numpy(numbers.view(np.int16)[:count]) >= zeros).view(torch.int8).view(shape)
 
 
-def seed() -> int:
+def next_seed() -> int:
     """A number from PyTorch's own generator."""
     return int(torch.randint(2**63 - 1, ()))
 
@@ -133,26 +133,26 @@ class DenseAfter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        count, needed = ctx.count, ctx.needs_input_grad[2:]
+        count, needs = ctx.count, ctx.needs_input_grad[2:]
         saved = ctx.saved_tensors  # once, or PyTorch's checkpoint would compute them once more
         weights, inputs = saved[:count], saved[count:]
-        of_weights, of_biases, of_inputs = needed[:count], needed[count : 2 * count], needed[2 * count :]
+        of_weights, of_biases, of_inputs = needs[:count], needs[count : 2 * count], needs[2 * count :]
         twice = torch.is_grad_enabled()  # then the gradients are differentiated in their turn
         if not twice:
-            inputs = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, of_inputs, strict=True)]
+            inputs = [x.detach().requires_grad_(needed) for x, needed in zip(inputs, of_inputs, strict=True)]
         with torch.enable_grad():
             before = ctx.before(*inputs)
         found = iter(())
         if any(of_inputs):
             slopes = reduce(torch.add, map(torch.matmul, upstream, weights))
-            wanted = [x for x, wanted in zip(inputs, of_inputs, strict=True) if wanted]
+            wanted = [x for x, needed in zip(inputs, of_inputs, strict=True) if needed]
             found = iter(torch.autograd.grad(before, wanted, slopes, create_graph=twice))
         rows = [above.reshape(-1, above.shape[-1]) for above in upstream]
         columns = (before if twice else before.detach()).reshape(len(rows[0]), -1)
         return (
             None,
             None,
-            *(above.T @ columns if wanted else None for above, wanted in zip(rows, of_weights, strict=True)),
-            *(above.sum(0) if wanted else None for above, wanted in zip(rows, of_biases, strict=True)),
-            *(next(found) if wanted else None for wanted in of_inputs),
+            *(above.T @ columns if needed else None for above, needed in zip(rows, of_weights, strict=True)),
+            *(above.sum(0) if needed else None for above, needed in zip(rows, of_biases, strict=True)),
+            *(next(found) if needed else None for needed in of_inputs),
         )

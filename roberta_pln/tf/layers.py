@@ -268,12 +268,12 @@ def dense_after(
             with tf.GradientTape() as tape:
                 tape.watch(watched)
                 found = function(*watched)
-            columns, of_weights, slopes = tf.reshape(found, (-1, kernels[0].shape[0])), [], []
+            columns, of_weights, parts = tf.reshape(found, (-1, kernels[0].shape[0])), [], []
             for kernel, above in zip(kernels, upstream, strict=True):
                 rows = tf.reshape(above, (-1, kernel.shape[1]))
                 of_weights += [tf.matmul(columns, rows, transpose_a=True), sum_of_rows(rows)]
-                slopes.append(tf.matmul(rows, kernel, transpose_b=True))
-            slopes = tf.reshape(reduce(tf.add, slopes), tf.shape(found))
+                parts.append(tf.matmul(rows, kernel, transpose_b=True))
+            slopes = tf.reshape(reduce(tf.add, parts), tf.shape(found))
             return of_weights + tape.gradient(found, watched, output_gradients=slopes)
 
         found = function(*inputs)

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from roberta_pln.pt.layers import COMPILED, EMULATED
+
 KERNELS = torch.ops.mkldnn
 LEAST_ROWS = {torch.float32: 4, torch.bfloat16: 1}
 """From how many rows on it is faster."""
@@ -54,9 +56,7 @@ def is_faster(module: nn.Linear, rows: int) -> bool:
     weight = module.weight
     if weight.device.type != "cpu" or rows < LEAST_ROWS.get(weight.dtype, rows + 1) or weight.is_inference():
         return False
-    if not torch.backends.mkldnn.is_available() or not hasattr(KERNELS, "_linear_pointwise"):
-        return False
-    return weight.dtype != torch.bfloat16 or KERNELS._is_mkldnn_bf16_supported()
+    return COMPILED and weight.dtype not in EMULATED
 
 
 def pack(module: nn.Linear, rows: int) -> Tensor:

@@ -110,6 +110,38 @@ def test_products_that_the_processor_lacks(dtype, bias, monkeypatch):
         dense.float()(x.detach().float())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(64,), (0, 64), (1, 64), (2, 3, 64), (3, 5, 2, 64)])
+def test_bfloat16_outside_of_training(shape, bias):
+    """Whichever kernel it is, one rounding; and what needs PyTorch's own has it."""
+    torch.manual_seed(0)
+    dense = Linear(64, 7, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    wide = nn.functional.linear(x.double(), dense.weight.double(), dense.bias.double() if bias else None)
+    with torch.no_grad():
+        for layout in (x, x.transpose(0, -2).contiguous().transpose(0, -2) if x.ndim > 1 else x):
+            # half a spacing, and what sums of 64 numbers of float32 are off may make it a whole one
+            torch.testing.assert_close(dense(layout).double(), wide, rtol=torch.finfo(x.dtype).eps, atol=1e-6)
+
+
+def test_who_has_the_kernel_of_compiled_code(monkeypatch):
+    monkeypatch.setattr(layers, "EMULATED", frozenset())
+    weight, x = nn.Parameter(torch.randn(7, 6).bfloat16()), torch.randn(3, 6).bfloat16()
+    assert not layers.is_fused(x, weight)  # it has no gradient
+    with torch.no_grad():
+        assert layers.is_fused(x, weight)
+        assert not layers.is_fused(x.float(), weight.float())
+        assert not layers.is_fused(x[:, :5], weight)
+        assert not layers.is_fused(x.to("meta"), weight)
+        with torch.autocast("cpu", torch.float16):
+            assert not layers.is_fused(x, weight)
+        torch.vmap(lambda row: pytest.fail("its derivatives") if layers.is_fused(row, weight) else row)(x)
+        monkeypatch.setattr(layers, "EMULATED", frozenset([torch.bfloat16]))
+        assert not layers.is_fused(x, weight)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        Linear(6, 7, dtype=torch.bfloat16)(x[:, :5])
+
+
 # ------------------------------------------------------------- what is computed anew
 
 

@@ -30,7 +30,9 @@ EXTRA = {
     },
     "tf": {
         "mish",  # TensorFlow has none
-        *("gelu_in_training", "in_training"),  # the others find by themselves what value and slope have in common
+        # PyTorch has one kernel for gelu and one for its gradient, and XLA makes one of many operations.
+        *("gelu_behind_a_product", "gelu_gradient", "gelu_in_training", "in_training"),
+        *("in_one_pass", "can_compile"),
         *("decoded", "refuse"),  # with a gradient of its own
         *("MultiHeadAttention.takes_turns", "in_turns", "turns"),  # see above
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call

@@ -4,6 +4,7 @@
 formulas here.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,23 +16,66 @@ from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
 from roberta_pln.tf.layers import Module, Shared, at_least_float32
 
 
+WORTH_COMPILING = 2**18
+"""Elements from which on a function is worth the tenth of a second that XLA takes to compile it."""
+
+
+def in_one_pass(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A function of each element of tensors of one shape, compiled by XLA if that is worth it.
+
+    TensorFlow makes a pass over memory for each operation. Where lengths are open, it stays at that: XLA would compile
+    for every one.
+    """
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+
+    @functools.wraps(function)
+    def run(*tensors: tf.Tensor) -> tf.Tensor:
+        count = tensors[0].shape.num_elements()
+        worth_it = count is not None and count >= WORTH_COMPILING and can_compile()
+        return (compiled if worth_it else function)(*tensors)
+
+    return run
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether XLA is there for the processor, and no other device."""
+    if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
+        return False
+    with tf.init_scope():
+        try:
+            tf.function(tf.square, jit_compile=True)(tf.zeros(()))
+        except tf.errors.OpError:
+            return False
+    return True
+
+
 def gelu(x: tf.Tensor) -> tf.Tensor:
+    return gelu_by_itself(x) if x.dtype.size < 4 else gelu_behind_a_product(x)
+
+
+def gelu_behind_a_product(x: tf.Tensor) -> tf.Tensor:
+    """`gelu` in the form that TensorFlow fuses with the product in front of it, if that is of float32."""
     wide = tf.cast(x, at_least_float32(x.dtype))
     return tf.cast(0.5 * wide * (1 + tf.math.erf(math.sqrt(0.5) * wide)), x.dtype)
 
 
+gelu_by_itself = in_one_pass(gelu_behind_a_product)
+
+
 @tf.custom_gradient
 def gelu_in_training(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """`gelu`, whose slope shares what it can with the value, where both are computed at the same time."""
+    """`gelu` with its value in one pass, and its gradient in another."""
+    return gelu_by_itself(x), lambda upstream: gelu_gradient(x, upstream)
+
+
+@in_one_pass
+def gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """What goes back through `gelu`."""
     wide = tf.cast(x, at_least_float32(x.dtype))
-    root = -math.sqrt(0.5) * wide
-    below = 0.5 * tf.math.erfc(root)  # a normal number is less than x
-
-    def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        slope = below - root * tf.exp(-0.5 * math.log(math.pi) - tf.square(root))
-        return tf.cast(slope, x.dtype) * upstream
-
-    return tf.cast(wide * below, x.dtype), gradient
+    root = math.sqrt(0.5) * wide
+    slope = 0.5 + 0.5 * tf.math.erf(root) + root * tf.exp(-0.5 * math.log(math.pi) - tf.square(root))
+    return tf.cast(slope * tf.cast(upstream, wide.dtype), x.dtype)
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
@@ -138,7 +182,7 @@ def activation(config: RobertaPreLayerNormConfig, shared: Shared) -> Callable[[t
 def in_training(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
     """The same function, in the form for `dense_after` in training.
 
-    Only there: TensorFlow fuses the other form with the product before it.
+    Only there: outside of training TensorFlow fuses it with the product in front.
     """
     return gelu_in_training if function is gelu else function
 

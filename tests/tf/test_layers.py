@@ -8,7 +8,8 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from roberta_pln.tf.activations import ACTIVATIONS, gelu, gelu_in_training, in_training
+from roberta_pln.tf import activations
+from roberta_pln.tf.activations import ACTIVATIONS, can_compile, gelu, gelu_in_training, in_training
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Shared, dense_after
 
 SIZE = 400_000
@@ -129,13 +130,44 @@ def test_the_norm_of_training_is_the_norm(way):
     assert all(gradient is not None for gradient in tape.gradient(y, [layer.gamma.value, layer.beta.value]))
 
 
+@pytest.mark.parametrize("least", [0, activations.WORTH_COMPILING], ids=["compiled", "plain"])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_gelu_of_training_is_gelu(way):
+def test_the_gelu_of_training_is_gelu(way, least, monkeypatch):
     x = tf.constant(np.linspace(-9, 9, 101).reshape(1, 101))
-    for one, other in zip(derivatives(gelu_in_training, x, way=way), derivatives(gelu, x), strict=True):
+    expected = derivatives(gelu, x)
+    monkeypatch.setattr(activations, "WORTH_COMPILING", least)
+    for one, other in zip(derivatives(gelu_in_training, x, way=way), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)  # roundings of numbers up to 9
     assert in_training(gelu) is gelu_in_training
     assert in_training(tf.nn.relu) is tf.nn.relu
+
+
+def compiled_parts(function, *lengths, dtype="float32"):
+    """How many functions in the graph of another XLA is to compile."""
+    graph = tf.function(function).get_concrete_function(tf.TensorSpec(lengths, dtype)).graph
+    return sum("_XlaMustCompile" in node.attr for node in graph.as_graph_def().node)
+
+
+def test_what_is_compiled(monkeypatch):
+    """Large tensors of known lengths, where there is a compiler; and no form that TensorFlow fuses by itself."""
+    large = (2, activations.WORTH_COMPILING // 2)
+    assert compiled_parts(gelu_in_training, *large) == 1
+    assert compiled_parts(gelu, *large, dtype="bfloat16") == 1
+    assert compiled_parts(gelu, *large) == 0
+    assert compiled_parts(gelu_in_training, large[0], large[1] - 1) == 0
+    assert compiled_parts(gelu_in_training, None, large[1]) == 0
+    monkeypatch.setattr(activations, "can_compile", lambda: False)
+    assert compiled_parts(gelu_in_training, *large) == 0
+
+
+def test_whether_there_is_a_compiler(monkeypatch):
+    assert can_compile.__wrapped__()
+    monkeypatch.setattr(tf, "square", lambda x: tf.raw_ops.Print(input=x, data=[x]))  # XLA has none
+    assert not can_compile.__wrapped__()
+    monkeypatch.undo()
+    devices = [*tf.config.list_logical_devices(), tf.config.LogicalDevice("/device:GPU:0", "GPU")]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)
+    assert not can_compile.__wrapped__()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -176,8 +208,10 @@ def test_a_layer_of_a_user_is_called():
     assert np.array_equal(2 * one, other)
 
 
+@pytest.mark.parametrize("least", [0, activations.WORTH_COMPILING], ids=["compiled", "plain"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision(dtype):
+def test_half_precision(dtype, least, monkeypatch):
+    monkeypatch.setattr(activations, "WORTH_COMPILING", least)
     layer = LayerNorm(64, 1e-5, shared(f"mixed_{dtype}"))
     layer.gamma.assign(tf.ones(64))
     layer.beta.assign(tf.zeros(64))

@@ -85,16 +85,12 @@ def labelled_cross_entropy(
 
 
 class Decoded(torch.autograd.Function):
-    """The mean of what `in_chunks` sums up, which gives the gradients on."""
+    """The mean that `in_chunks` finds, which gives the gradients on."""
 
     @staticmethod
     def forward(states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, needed: list[bool]) -> tuple:
         with torch.autocast(states.device.type, enabled=False):
-            total, *gradients = in_chunks(states, labels, table, bias, needed)
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.div_(max(len(labels), 1))
-        return total / len(labels), *gradients
+            return in_chunks(states, labels, table, bias, needed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -141,7 +137,7 @@ class Scaled(torch.autograd.Function):
 def in_chunks(
     states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, gradients: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The sum of -log softmax(states table^T + bias)[label], and its gradients.
+    """The mean of -log softmax(states table^T + bias)[label], and its gradients.
 
     Args:
         states: (M, D), in the type of the computation.
@@ -151,7 +147,7 @@ def in_chunks(
         gradients: which gradients are needed; the others are None.
 
     Returns:
-        The sum, and the gradients of states, table and bias, all in at least float32.
+        The mean, and the gradients of states, table and bias, all in at least float32.
     """
     dtype, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
     decoder, offset = table.to(dtype), bias.to(dtype)
@@ -160,7 +156,7 @@ def in_chunks(
         torch.zeros_like(tensor, dtype=wide) if needed else None
         for tensor, needed in zip((states, table, bias), gradients, strict=True)
     )
-    rows = max(1, LOGITS_PER_CHUNK // len(table))
+    rows, share = max(1, LOGITS_PER_CHUNK // len(table)), 1 / max(1, len(states))
     for start in range(0, len(states), rows):
         part, targets = states[start : start + rows], labels[start : start + rows, None]
         logits = (part @ decoder.T).add_(offset).to(wide)  # (rows, V); the rest in place, fresh memory takes longer
@@ -173,15 +169,15 @@ def in_chunks(
             continue
         slopes = powers.div_(sums).scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
         if of_bias is not None:
-            of_bias += slopes.sum(0)
+            of_bias.add_(slopes.sum(0), alpha=share)
         slopes = slopes.to(dtype)
         if of_states is not None:
-            of_states[start : start + rows] = slopes @ decoder
-        if of_table is not None and dtype == wide:
-            of_table.addmm_(slopes.T, part)  # without a second table for the product
+            of_states[start : start + rows] = (slopes @ decoder).mul_(share)
+        if of_table is not None and dtype == wide:  # without a second table for the product, or a look at zeros
+            of_table.addmm_(slopes.T, part, beta=1 if start else 0, alpha=share)
         elif of_table is not None:
-            of_table += slopes.T @ part
-    return total, of_states, of_table, of_bias
+            of_table.add_(slopes.T @ part, alpha=share)
+    return total / len(states), of_states, of_table, of_bias
 
 
 def classification(kind: str, logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from roberta_pln import numerics
 from roberta_pln.config import RobertaPreLayerNormConfig, refuse_activation
 from roberta_pln.tf.layers import Module, Shared, at_least_float32
 
-
 WORTH_COMPILING = 2**18
 """Elements from which on a function is worth the tenth of a second that XLA takes to compile it."""
 

@@ -157,29 +157,33 @@ class Attention(Block):
         past: KeyValue | None,
         output_attentions: bool,
         deterministic: bool,
+        first_token_only: bool = False,
     ) -> tuple[Array, Array | None, KeyValue]:
-        query, key_value = self.project(hidden_states, encoder_hidden_states, past, deterministic)
+        asking = hidden_states[:, :1] if first_token_only else hidden_states
+        query, key_value = self.project(asking, hidden_states, encoder_hidden_states, past, deterministic)
         context, attentions = self.self(query, key_value, bias, head_mask, output_attentions, deterministic)
-        return hidden_states + self.output(context, deterministic), attentions, key_value
+        return asking + self.output(context, deterministic), attentions, key_value
 
     def project(
         self,
+        asking: Array,
         hidden_states: Array,
         encoder_hidden_states: Array | None,
         past: KeyValue | None,
         deterministic: bool,
     ) -> tuple[Array, KeyValue]:
-        """Queries, (B, H, T, K); keys and values, those of the cache included."""
-        heads = self.self
-        if encoder_hidden_states is None:
-            layers = heads.query, heads.key, heads.value
-            projected = dense_after(self.LayerNorm, hidden_states, *layers, deterministic=deterministic)
-            query, key, value = map(heads.split, projected)
+        """Queries of the tokens that ask, (B, H, T, K); keys and values of all, those of the cache included."""
+        heads, after = self.self, partial(dense_after, self.LayerNorm, deterministic=deterministic)
+        if encoder_hidden_states is None and asking is hidden_states:
+            query, key, value = map(heads.split, after(hidden_states, heads.query, heads.key, heads.value))
             return query, extend(past, (key, value))
-        (projected,) = dense_after(self.LayerNorm, hidden_states, heads.query, deterministic=deterministic)
+        (query,) = map(heads.split, after(asking, heads.query))
+        if encoder_hidden_states is None:
+            key, value = map(heads.split, after(hidden_states, heads.key, heads.value))
+            return query, extend(past, (key, value))
         if past is None:
             past = heads.split(heads.key(encoder_hidden_states)), heads.split(heads.value(encoder_hidden_states))
-        return heads.split(projected), past
+        return query, past
 
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:

@@ -10,7 +10,7 @@ from roberta_pln import checks
 from roberta_pln.flax.activations import activation, is_named
 from roberta_pln.flax.attention import Attention
 from roberta_pln.flax.cache import LayerCache
-from roberta_pln.flax.layers import Block, Dropout, dense_after
+from roberta_pln.flax.layers import Block, Dropout, dense_after, is_watched
 from roberta_pln.outputs import BaseModelOutput
 
 
@@ -70,9 +70,17 @@ class Layer(Block):
         past: LayerCache | None,
         output_attentions: bool,
         deterministic: bool,
+        first_token_only: bool = False,
     ) -> tuple[Array, Array | None, Array | None, LayerCache]:
         hidden_states, attentions, cache = self.attention(
-            hidden_states, bias, head_mask, None, None if past is None else past[:2], output_attentions, deterministic
+            hidden_states,
+            bias,
+            head_mask,
+            None,
+            None if past is None else past[:2],
+            output_attentions,
+            deterministic,
+            first_token_only,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -116,7 +124,7 @@ class Layers(Block):
     gradient_checkpointing: bool
 
     def setup(self) -> None:
-        kind = nn.remat(Layer, static_argnums=(7, 8)) if self.gradient_checkpointing else Layer  # the two switches
+        kind = nn.remat(Layer, static_argnums=(7, 8, 9)) if self.gradient_checkpointing else Layer  # the switches
         self.items = [
             kind(self.config, self.dtype, self.param_dtype, i, name=str(i))
             for i in range(self.config.num_hidden_layers)
@@ -146,10 +154,18 @@ class Encoder(Block):
         output_attentions: bool,
         output_hidden_states: bool,
         deterministic: bool,
+        first_token_only: bool,
     ) -> BaseModelOutput:
-        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
+        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
+
+        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
+        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
+            alone = leaves_out and i == self.config.num_hidden_layers - 1
+            if alone:
+                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
             hidden_states, attention, cross_attention, cache = layer(
                 hidden_states,
                 bias,
@@ -159,6 +175,7 @@ class Encoder(Block):
                 past_key_values[i] if past_key_values else None,
                 output_attentions,
                 deterministic,
+                alone,
             )
             states += (hidden_states,) if output_hidden_states else ()
             attentions += (attention,) if output_attentions else ()
@@ -171,3 +188,13 @@ class Encoder(Block):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions or None,
         )
+
+    def can_leave_out(self) -> bool:
+        """Whether the last layer can compute a token without the others.
+
+        Relative positions are counted from the last of them, slices of feed-forward take all, and so does whoever
+        looks at what a layer returns.
+        """
+        config = self.config
+        relative = config.position_embedding_type != "absolute"
+        return not relative and not config.chunk_size_feed_forward and not is_watched() and not self.is_initializing()

@@ -12,7 +12,7 @@ from roberta_pln.flax import cache
 from roberta_pln.flax.activations import gelu
 from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.generation import Generation
-from roberta_pln.flax.layers import Block, Dropout
+from roberta_pln.flax.layers import Block, Dropout, is_watched
 from roberta_pln.flax.losses import (
     causal_cross_entropy,
     classification,
@@ -385,6 +385,7 @@ class RobertaPreLayerNormForSequenceClassificationModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
+            first_token_only=not is_watched(),
         )
         logits = self.classifier(record.last_hidden_state, deterministic)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -495,6 +496,7 @@ class RobertaPreLayerNormForMultipleChoiceModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
+            first_token_only=not is_watched(),
         )
         logits = self.classifier(self.dropout(record.pooler_output, deterministic)).reshape(shape[:2])
         labels = self.ids("labels", labels, (logits.shape[0],))

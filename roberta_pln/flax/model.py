@@ -65,6 +65,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         return_dict: bool | None = None,
         deterministic: bool = True,
         segment_ids: Array | None = None,
+        first_token_only: bool = False,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -89,6 +90,8 @@ class RobertaPreLayerNormModule(PreTrainedModule):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
+            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
+                layer leaves out the others where it can; the numbers are the same.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values. A row with an id that is out of
@@ -103,7 +106,10 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         checks.switches(
-            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -159,10 +165,13 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             output_attentions,
             output_hidden_states,
             deterministic,
+            first_token_only,
         )
         if record.past_key_values is not None and isinstance(past_key_values, Mapping):
             record.past_key_values = cache.pack(record.past_key_values, past_key_values)
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state, deterministic)
+        if first_token_only:
+            record.last_hidden_state = record.last_hidden_state[:, :1]
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
@@ -267,6 +276,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         inputs_embeds: Array | None = None,
         use_cache: bool | None = None,
         segment_ids: Array | None = None,
+        first_token_only: bool = False,
     ) -> BaseModelOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, in transformers' order, and
 
@@ -293,6 +303,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
             return_dict,
             segment_ids=segment_ids,
+            first_token_only=first_token_only,
         )
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:

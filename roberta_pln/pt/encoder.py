@@ -90,9 +90,16 @@ class Layer(nn.Module):
         encoder_bias: Tensor | None,
         past: LayerCache | None,
         output_attentions: bool,
+        first_token_only: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, LayerCache]:
         hidden_states, attentions, cache = self.attention(
-            hidden_states, bias, head_mask, None, None if past is None else past[:2], output_attentions
+            hidden_states,
+            bias,
+            head_mask,
+            None,
+            None if past is None else past[:2],
+            output_attentions,
+            first_token_only,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -138,10 +145,18 @@ class Encoder(nn.Module):
         use_cache: bool,
         output_attentions: bool,
         output_hidden_states: bool,
+        first_token_only: bool,
     ) -> BaseModelOutput:
-        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
+        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
+
+        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
+        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
+            alone = leaves_out and i == len(self.layer) - 1
+            if alone:
+                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
             run = layer
             if self.gradient_checkpointing is not None and torch.is_grad_enabled():
                 run = partial(checkpoint, layer, **self.gradient_checkpointing)
@@ -153,6 +168,7 @@ class Encoder(nn.Module):
                 encoder_bias,
                 past_key_values[i] if past_key_values else None,
                 output_attentions,
+                alone,
             )
             states += (hidden_states,) if output_hidden_states else ()
             attentions += (attention,) if output_attentions else ()
@@ -165,3 +181,14 @@ class Encoder(nn.Module):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions or None,
         )
+
+    def can_leave_out(self) -> bool:
+        """Whether the last layer can compute a token without the others.
+
+        Relative positions are counted from the last of them, slices of feed-forward take all, and so does whoever
+        looks at what a layer returns.
+        """
+        last = self.layer[-1] if self.layer else None
+        if type(last) is not Layer or last.chunk_size or last.attention.self.relative_query:
+            return False
+        return not any(map(is_watched, (self, *last.modules())))

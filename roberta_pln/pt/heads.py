@@ -16,7 +16,7 @@ from roberta_pln.outputs import (
 )
 from roberta_pln.pt.encoder import LayerCache
 from roberta_pln.pt.generation import Generation
-from roberta_pln.pt.layers import Dropout, Linear, is_alone
+from roberta_pln.pt.layers import Dropout, Linear, is_alone, is_watched
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,
@@ -257,6 +257,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
             output_hidden_states=output_hidden_states,
             use_cache=False,
             return_dict=True,
+            first_token_only=not is_watched(self.roberta_prelayernorm),
         )
         logits = self.classifier(record.last_hidden_state)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -322,6 +323,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            first_token_only=not is_watched(self.roberta_prelayernorm),
         )
         logits = self.classifier(self.dropout(record.pooler_output)).reshape(shape[:2])
         labels = self.ids("labels", labels, (logits.shape[0],))

@@ -9,7 +9,7 @@ from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.attention import attention_bias, softmax_dtype
 from roberta_pln.pt.embeddings import Embeddings, readable
 from roberta_pln.pt.encoder import Encoder, LayerCache
-from roberta_pln.pt.layers import Linear
+from roberta_pln.pt.layers import Linear, is_watched
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
 
@@ -58,6 +58,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         segment_ids: Tensor | None = None,
+        first_token_only: bool = False,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -80,6 +81,8 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
+            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
+                layer leaves out the others where it can; the numbers are the same.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -92,7 +95,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         checks.switches(
-            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -143,8 +149,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache,
             output_attentions,
             output_hidden_states,
+            first_token_only and not is_watched(self.LayerNorm),
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
+        if first_token_only:
+            record.last_hidden_state = record.last_hidden_state[:, :1]
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)

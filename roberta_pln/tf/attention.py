@@ -277,30 +277,36 @@ class Attention(Module):
         encoder_hidden_states: tf.Tensor | None,
         past: KeyValue | None,
         output_attentions: bool,
+        first_token_only: bool = False,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor | None, KeyValue]:
-        query, key_value = self.project(hidden_states, encoder_hidden_states, past, training)
+        asking = hidden_states[:, :1] if first_token_only else hidden_states
+        query, key_value = self.project(asking, hidden_states, encoder_hidden_states, past, training)
         context, attentions = self.self(query, key_value, bias, head_mask, output_attentions=output_attentions)
-        return hidden_states + self.output(context), attentions, key_value
+        return asking + self.output(context), attentions, key_value
 
     def project(
         self,
+        asking: tf.Tensor,
         hidden_states: tf.Tensor,
         encoder_hidden_states: tf.Tensor | None,
         past: KeyValue | None,
         training: bool,
     ) -> tuple[tf.Tensor, KeyValue]:
-        """Queries, (B, H, T, K); keys and values, those of the cache included."""
-        heads = self.self
-        if encoder_hidden_states is None:
-            layers = heads.query, heads.key, heads.value
-            projected = dense_after(self.LayerNorm, hidden_states, *layers, training=training)
+        """Queries of the tokens that ask, (B, H, T, K); keys and values of all, those of the cache included."""
+        heads, norm = self.self, self.LayerNorm
+        if encoder_hidden_states is None and asking is hidden_states:
+            projected = dense_after(norm, hidden_states, heads.query, heads.key, heads.value, training=training)
             query, key, value = map(heads.split, projected)
             return query, extend(past, (key, value))
-        (projected,) = dense_after(self.LayerNorm, hidden_states, heads.query, training=training)
+        (query,) = map(heads.split, dense_after(norm, asking, heads.query, training=training))
+        if encoder_hidden_states is None:
+            projected = dense_after(norm, hidden_states, heads.key, heads.value, training=training)
+            key, value = map(heads.split, projected)
+            return query, extend(past, (key, value))
         if past is None:
             past = heads.split(heads.key(encoder_hidden_states)), heads.split(heads.value(encoder_hidden_states))
-        return heads.split(projected), past
+        return query, past
 
 
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:

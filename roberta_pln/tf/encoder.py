@@ -77,6 +77,7 @@ class Layer(Module):
         past: LayerCache | None,
         output_attentions: bool,
         use_cache: bool,  # what a recomputed layer returns is kept, so it returns no more than is asked for
+        first_token_only: bool = False,
         training: bool = False,  # Keras hands it on to the layers inside, a second time only if it is given again
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None, LayerCache | None]:
         hidden_states, attentions, cache = self.attention(
@@ -86,6 +87,7 @@ class Layer(Module):
             None,
             None if past is None else past[:2],
             output_attentions=output_attentions,
+            first_token_only=first_token_only,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -143,11 +145,19 @@ class Encoder(Module):
         use_cache: bool,
         output_attentions: bool,
         output_hidden_states: bool,
+        first_token_only: bool,
         training: bool = False,
     ) -> BaseModelOutput:
-        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet."""
+        """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
+
+        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
+        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
+            alone = leaves_out and i == len(self.layer) - 1
+            if alone:
+                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
             run = partial(recomputed, layer, self.seed_generator) if self.gradient_checkpointing else layer
             hidden_states, attention, cross_attention, cache = run(
                 hidden_states,
@@ -158,6 +168,7 @@ class Encoder(Module):
                 past_key_values[i] if past_key_values else None,
                 output_attentions=output_attentions,
                 use_cache=use_cache,
+                first_token_only=alone,
                 training=training,
             )
             states += (hidden_states,) if output_hidden_states else ()
@@ -171,3 +182,11 @@ class Encoder(Module):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions or None,
         )
+
+    def can_leave_out(self) -> bool:
+        """Whether the last layer can compute a token without the others.
+
+        Relative positions are counted from the last of them, and slices of feed-forward take all.
+        """
+        last = self.layer[-1] if self.layer else None
+        return type(last) is Layer and not last.chunk_size and not last.attention.self.relative_query

@@ -311,6 +311,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            first_token_only=True,
         )
         logits = self.classifier(record.last_hidden_state)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -384,6 +385,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            first_token_only=True,
         )
         logits = tf.reshape(self.classifier(self.dropout(record.pooler_output)), shape_of(first)[:2])
         loss = None if labels is None else self.own_loss(logits, labels)

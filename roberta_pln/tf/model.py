@@ -64,6 +64,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         return_dict: bool | None = None,
         training: bool = False,
         segment_ids: tf.Tensor | None = None,
+        first_token_only: bool = False,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -87,6 +88,8 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
+            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
+                layer leaves out the others where it can; the numbers are the same.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -100,7 +103,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
         checks.switches(
-            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -151,8 +157,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            first_token_only=first_token_only,
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
+        if first_token_only:
+            record.last_hidden_state = record.last_hidden_state[:, :1]
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)

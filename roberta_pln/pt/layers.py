@@ -25,15 +25,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if is_fused(x, self.weight):
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return fused(x, self.weight, self.bias)
         if not is_emulated(x) or x.dtype != self.weight.dtype:
             return super().forward(x)
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
 
 
+def fused(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias, by `COMPILED` code's kernel; the weight may be in the kernel's own order."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def is_fused(x: Tensor, weight: Tensor) -> bool:
-    """Whether `COMPILED` code's kernel computes a product with a bias; it has no gradient.
+    """Whether `fused`, which has no gradient, computes a product.
 
     The usual one copies the bias into the result first, which in bfloat16 takes a tenth of the time; both round
     once. In float32 the usual one is faster nevertheless.

@@ -13,9 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from roberta_pln.pt.layers import COMPILED, EMULATED
+from roberta_pln.pt.layers import COMPILED, EMULATED, fused
 
-KERNELS = torch.ops.mkldnn
 LEAST_ROWS = {torch.float32: 4, torch.bfloat16: 1}
 """From how many rows on it is faster."""
 
@@ -64,10 +63,10 @@ def pack(module: nn.Linear, rows: int) -> Tensor:
     weight = module.weight
     source = (weight.data_ptr(), weight._version)
     if module not in _kept or _kept[module].source != source:
-        _kept[module] = Packed(source, KERNELS._reorder_linear_weight(weight.detach(), rows))
+        _kept[module] = Packed(source, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows))
     return _kept[module].tensor
 
 
 def linear(weight: Tensor, module: nn.Linear, inputs: Tensor) -> Tensor:
     """What the layer computes, with its packed weight."""
-    return KERNELS._linear_pointwise(inputs, weight, module.bias, "none", [], "")
+    return fused(inputs, weight, module.bias)

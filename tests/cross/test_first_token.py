@@ -48,10 +48,6 @@ def lengths(backend, monkeypatch):
 
 def computed(backend, model, inputs, **options):
     """What a call returns, in NumPy."""
-    if backend == "pt":
-        import torch
-
-        inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with precision(backend, "float64"):
         return {name: to_numpy(value) for name, value in model(**inputs, **options).named_arrays()}
 

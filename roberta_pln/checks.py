@@ -184,6 +184,12 @@ def in_range(name: str, lowest: int, highest: int, size: int, size_name: str) ->
         raise InputError(f"{name} must be at least 0 and below {size_name} ({size}), got {seen}")
 
 
+def some_places(count: int | None) -> None:
+    """Places name a token or more; `count` is None if there are none or a traced graph leaves it open."""
+    if count == 0:
+        raise InputError("places must name a token or more of each row, got none: leave the argument out for all")
+
+
 def labels_in_range(name: str, lowest: int, highest: int, size: int, ignore_index: int) -> None:
     """Labels that are not ignored name a class; `lowest` and `highest` are taken over those."""
     if lowest < 0 or highest >= size:

@@ -130,28 +130,27 @@ def padded(texts: Sequence[np.ndarray], rows: int, multiple: int = 1, by_length:
 
 def operations(
     lengths: Sequence[int],
-    labelled: int = 0,
+    read: Sequence[float],
+    decoded: bool = False,
     train: bool = False,
     layers: int = LAYERS,
     hidden: int = HIDDEN,
-    first_only: bool = False,
 ) -> float:
-    """Floating-point operations of the matrix products that are needed: none for padding, or for tokens without label.
+    """Floating-point operations of the matrix products that are needed: none for padding, or for what nobody reads.
 
     Args:
         lengths: tokens of each text.
-        labelled: how many tokens have a label of a masked language model.
+        read: of how many of them the states are read in the end.
+        decoded: whether by the head of a language model.
         train: also the backward pass, which has two products for each of the forward pass.
         layers, hidden: of the model.
-        first_only: whether nothing but the first token of each text is read in the end.
     """
-    forward = (layers - 1) * of_layer(lengths, lengths, hidden)
-    forward += of_layer([1] * len(lengths) if first_only else lengths, lengths, hidden)
-    forward += 2 * labelled * (hidden**2 + hidden * VOCABULARY)
+    forward = (layers - 1) * of_layer(lengths, lengths, hidden) + of_layer(read, lengths, hidden)
+    forward += 2 * sum(read) * (hidden**2 + hidden * VOCABULARY) if decoded else 0
     return float(3 * forward if train else forward)
 
 
-def of_layer(queries: Sequence[int], keys: Sequence[int], hidden: int) -> int:
+def of_layer(queries: Sequence[float], keys: Sequence[int], hidden: int) -> float:
     """Operations of a layer that computes some tokens of each text from all: two products for all, ten for those."""
     pairs = sum(some * every for some, every in zip(queries, keys, strict=True))
     return 2 * (2 * sum(keys) + 10 * sum(queries)) * hidden**2 + 4 * pairs * hidden

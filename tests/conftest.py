@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC"):
     os.environ.setdefault(threads, "1")  # tests run side by side, and threads of tiny models only wait for each other
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.gettempdir() + "/roberta-pln-tests-jax")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # what one process compiled, others read
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 LARGE = 3 * 2**30
 """Bytes of a process above which what JAX has compiled is given back."""

@@ -196,15 +196,15 @@ def test_operations_are_those_that_pytorch_counts(bench, train, monkeypatch):
         logits = model.eval()(ids, output_attentions=True).logits  # with them the products are plain ones
         if train:
             logits.sum().backward()
-    needed = bench.workloads.operations([20] * 3, labelled=60, train=train, layers=2, hidden=64)
+    needed = bench.workloads.operations([20] * 3, [20] * 3, decoded=True, train=train, layers=2, hidden=64)
     assert needed == counter.get_total_flops()
     for file in ("model", "encoder"):  # the counter's own hooks look at every layer
         monkeypatch.setattr(f"roberta_pln.pt.{file}.is_watched", lambda _: False)
     with FlopCounterMode(display=False) as counter:
-        states = model.roberta_prelayernorm(ids, head_mask=torch.ones(1), first_token_only=True).last_hidden_state
+        record = model.roberta_prelayernorm(ids, head_mask=torch.ones(1), places=torch.zeros(1, 1, dtype=int))
         if train:
-            states.sum().backward()
-    needed = bench.workloads.operations([20] * 3, train=train, layers=2, hidden=64, first_only=True)
+            record.last_hidden_state.sum().backward()
+    needed = bench.workloads.operations([20] * 3, [1] * 3, train=train, layers=2, hidden=64)
     assert needed == counter.get_total_flops()
 
 

@@ -25,6 +25,9 @@ EXTRA = {
         *("InTurns", "Turn", "each_turn", "together", "differentiable"),
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call
         "Cache",  # transformers' caches have methods in PyTorch only
+        "kind_of",  # only PyTorch shards a module by changing its class
+        # XLA compiles for one number of tokens, whatever that of labels is.
+        *("RobertaPreLayerNormForMaskedLM.places", "labelled_places", "labels_at"),
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
         *("Decoded", "Scaled", "is_one"),  # see above
     },
@@ -33,6 +36,7 @@ EXTRA = {
         # PyTorch has one kernel for gelu and one for its gradient, and XLA makes one of many operations.
         *("gelu_behind_a_product", "gelu_gradient", "gelu_in_training", "in_training"),
         *("in_one_pass", "can_compile"),
+        *("RobertaPreLayerNormForMaskedLM.places", "labelled_places", "labels_at"),  # see above
         *("decoded", "refuse"),  # with a gradient of its own
         *("MultiHeadAttention.takes_turns", "in_turns", "turns"),  # see above
         "MultiHeadAttention.keep",  # Linen makes its modules anew for every call

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from roberta_pln.flax import cache
 from roberta_pln.flax.cache import Slots
-from roberta_pln.flax.layers import Block, Dropout, at_least_float32, dense_after, recomputed
+from roberta_pln.flax.layers import Block, Dropout, at_least_float32, dense_after, recomputed, rows_at
 
 KeyValue = tuple[Array, Array] | tuple[Slots, Slots]
 """Keys and values, each (B, H, S, K), or slots for them."""
@@ -157,9 +157,9 @@ class Attention(Block):
         past: KeyValue | None,
         output_attentions: bool,
         deterministic: bool,
-        first_token_only: bool = False,
+        places: Array | None = None,
     ) -> tuple[Array, Array | None, KeyValue]:
-        asking = hidden_states[:, :1] if first_token_only else hidden_states
+        asking = hidden_states if places is None else rows_at(hidden_states, places)
         query, key_value = self.project(asking, hidden_states, encoder_hidden_states, past, deterministic)
         context, attentions = self.self(query, key_value, bias, head_mask, output_attentions, deterministic)
         return asking + self.output(context, deterministic), attentions, key_value
@@ -191,6 +191,13 @@ def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     if past is None:
         return new
     return cache.append(past[0], new[0]), cache.append(past[1], new[1])
+
+
+def bias_at(bias: Array | None, places: Array) -> Array | None:
+    """What is added to the scores of the queries at places, (B, M) or (1, M); see `attention_bias`."""
+    if bias is None or bias.shape[2] == 1:  # the same for all queries
+        return bias
+    return jnp.take_along_axis(bias, places[:, None, :, None], axis=2)
 
 
 def softmax_dtype(dtype: DTypeLike) -> jnp.dtype:

@@ -8,7 +8,7 @@ from jax import Array
 
 from roberta_pln import checks
 from roberta_pln.flax.activations import activation, is_named
-from roberta_pln.flax.attention import Attention
+from roberta_pln.flax.attention import Attention, bias_at
 from roberta_pln.flax.cache import LayerCache
 from roberta_pln.flax.layers import Block, Dropout, dense_after, is_watched
 from roberta_pln.outputs import BaseModelOutput
@@ -70,7 +70,7 @@ class Layer(Block):
         past: LayerCache | None,
         output_attentions: bool,
         deterministic: bool,
-        first_token_only: bool = False,
+        places: Array | None = None,
     ) -> tuple[Array, Array | None, Array | None, LayerCache]:
         hidden_states, attentions, cache = self.attention(
             hidden_states,
@@ -80,7 +80,7 @@ class Layer(Block):
             None if past is None else past[:2],
             output_attentions,
             deterministic,
-            first_token_only,
+            places,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -124,7 +124,7 @@ class Layers(Block):
     gradient_checkpointing: bool
 
     def setup(self) -> None:
-        kind = nn.remat(Layer, static_argnums=(7, 8, 9)) if self.gradient_checkpointing else Layer  # the switches
+        kind = nn.remat(Layer, static_argnums=(7, 8)) if self.gradient_checkpointing else Layer  # the switches
         self.items = [
             kind(self.config, self.dtype, self.param_dtype, i, name=str(i))
             for i in range(self.config.num_hidden_layers)
@@ -154,18 +154,17 @@ class Encoder(Block):
         output_attentions: bool,
         output_hidden_states: bool,
         deterministic: bool,
-        first_token_only: bool,
+        places: Array | None,
     ) -> BaseModelOutput:
         """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
 
-        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        With `places`, (B, M) or (1, M), the last layer computes the tokens there alone: its state is (B, M, D).
         """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
-        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
-            alone = leaves_out and i == self.config.num_hidden_layers - 1
-            if alone:
-                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
+            alone = places if i == self.config.num_hidden_layers - 1 else None
+            if alone is not None:
+                bias, encoder_bias = bias_at(bias, alone), bias_at(encoder_bias, alone)
             hidden_states, attention, cross_attention, cache = layer(
                 hidden_states,
                 bias,
@@ -196,5 +195,6 @@ class Encoder(Block):
         looks at what a layer returns.
         """
         config = self.config
-        relative = config.position_embedding_type != "absolute"
-        return not relative and not config.chunk_size_feed_forward and not is_watched() and not self.is_initializing()
+        if config.position_embedding_type != "absolute" or config.chunk_size_feed_forward:
+            return False
+        return config.num_hidden_layers > 0 and not is_watched() and not self.is_initializing()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -319,6 +320,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         )
 
 
+FIRST_PLACE = np.zeros((1, 1), np.int32)
+"""The place of the first token, for a head that reads no other."""
+
+
 def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:
     """Dropout at the rate of the classification heads."""
     rate = config.classifier_dropout
@@ -385,7 +390,7 @@ class RobertaPreLayerNormForSequenceClassificationModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
-            first_token_only=not is_watched(),
+            places=None if is_watched() else FIRST_PLACE,
         )
         logits = self.classifier(record.last_hidden_state, deterministic)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -496,7 +501,7 @@ class RobertaPreLayerNormForMultipleChoiceModule(PreTrainedModule):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             deterministic=deterministic,
-            first_token_only=not is_watched(),
+            places=None if is_watched() else FIRST_PLACE,
         )
         logits = self.classifier(self.dropout(record.pooler_output, deterministic)).reshape(shape[:2])
         labels = self.ids("labels", labels, (logits.shape[0],))

@@ -240,6 +240,12 @@ def dense_after(
     return products(weights, *inputs)
 
 
+def rows_at(states: Array, places: Array) -> Array:
+    """Some of the rows (B, T, D), those at places (B, M) or (1, M): (B, M, D); NaN where no row is."""
+    places = jnp.where(places < 0, states.shape[1], places)  # JAX would count negative places from the end
+    return jnp.take_along_axis(states, places[..., None], axis=1, mode="fill", fill_value=jnp.nan)
+
+
 def is_own(layer: nn.Module) -> bool:
     """Whether a layer is one of those of `Block`, and not a user's in its place, which may compute something else."""
     return type(layer) in (nn.Dense, LayerNorm)

@@ -15,7 +15,7 @@ from roberta_pln.flax.attention import attention_bias, softmax_dtype
 from roberta_pln.flax.cache import Cache
 from roberta_pln.flax.embeddings import Embeddings
 from roberta_pln.flax.encoder import Encoder
-from roberta_pln.flax.layers import Block, readable
+from roberta_pln.flax.layers import Block, readable, rows_at
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
 from roberta_pln.outputs import BaseModelOutput
 
@@ -65,7 +65,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         return_dict: bool | None = None,
         deterministic: bool = True,
         segment_ids: Array | None = None,
-        first_token_only: bool = False,
+        places: Array | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -90,8 +90,9 @@ class RobertaPreLayerNormModule(PreTrainedModule):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
-            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
-                layer leaves out the others where it can; the numbers are the same.
+            places: (B, M) or (1, M) in [0, T), for the states of some tokens: `last_hidden_state` is (B, M, D), with
+                the numbers that these have among all, and the last layer leaves out the others where it can. The pooler
+                reads the first of them.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values. A row with an id that is out of
@@ -109,7 +110,6 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -141,6 +141,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
+        places = self.places(places, batch, queries)
 
         hidden_states = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, past_length, deterministic, segment_ids
@@ -154,6 +155,8 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_hidden_states.shape[1], False
             )
+        whole = output_attentions or output_hidden_states
+        alone = None if whole or not self.encoder.can_leave_out() else places
         record = self.encoder(
             hidden_states,
             bias,
@@ -165,13 +168,13 @@ class RobertaPreLayerNormModule(PreTrainedModule):
             output_attentions,
             output_hidden_states,
             deterministic,
-            first_token_only,
+            alone,
         )
         if record.past_key_values is not None and isinstance(past_key_values, Mapping):
             record.past_key_values = cache.pack(record.past_key_values, past_key_values)
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state, deterministic)
-        if first_token_only:
-            record.last_hidden_state = record.last_hidden_state[:, :1]
+        if places is not None and alone is None:
+            record.last_hidden_state = rows_at(record.last_hidden_state, places)
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
@@ -195,6 +198,15 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         if segment_ids is not None and segment_ids.size and readable(segment_ids):
             checks.segment_numbers(int(np.asarray(segment_ids).min()))
         return segment_ids
+
+    def places(self, places: Array | None, batch: int, queries: int) -> Array | None:
+        """Check which tokens are wanted."""
+        places = self.ids("places", places, (batch, None), (1, None))
+        checks.some_places(None if places is None else places.shape[1])
+        if places is not None and places.size and readable(places):
+            values = np.asarray(places)
+            checks.in_range("places", int(values.min()), int(values.max()), queries, "the number of tokens")
+        return places
 
     def bias(
         self,
@@ -276,7 +288,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         inputs_embeds: Array | None = None,
         use_cache: bool | None = None,
         segment_ids: Array | None = None,
-        first_token_only: bool = False,
+        places: Array | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model; arguments are those of `RobertaPreLayerNormModule`, in transformers' order, and
 
@@ -303,7 +315,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states,
             return_dict,
             segment_ids=segment_ids,
-            first_token_only=first_token_only,
+            places=places,
         )
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:

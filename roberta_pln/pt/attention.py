@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.numerics import SCORES_AT_A_TIME
 from roberta_pln.pt.cache import Slots, append, entries
-from roberta_pln.pt.layers import Dropout, Linear, bits, dense_after, is_transformed, next_seed
+from roberta_pln.pt.layers import Dropout, Linear, bits, dense_after, is_transformed, next_seed, rows_at
 
 KeyValue = tuple[Tensor | Slots, Tensor | Slots]
 """Keys and values, each (B, H, S, K)."""
@@ -257,9 +257,9 @@ class Attention(nn.Module):
         encoder_hidden_states: Tensor | None,
         past: KeyValue | None,
         output_attentions: bool,
-        first_token_only: bool = False,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, KeyValue]:
-        asking = hidden_states[:, :1] if first_token_only else hidden_states
+        asking = hidden_states if places is None else rows_at(hidden_states, places)
         query, key_value = self.project(asking, hidden_states, encoder_hidden_states, past)
         context, attentions = self.self(query, key_value, bias, head_mask, output_attentions)
         return asking + self.output(context), attentions, key_value
@@ -285,6 +285,15 @@ class Attention(nn.Module):
 def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     """The cache with new keys and values behind it."""
     return new if past is None else (append(past[0], new[0]), append(past[1], new[1]))
+
+
+def bias_at(bias: Tensor | None, places: Tensor) -> Tensor | None:
+    """What is added to the scores of the queries at places, (B, M) or (1, M); see `attention_bias`."""
+    if bias is None or bias.shape[2] == 1:  # the same for all queries
+        return bias
+    batch, heads, _, keys = bias.shape
+    batch = max(batch, len(places))
+    return bias.expand(batch, -1, -1, -1).gather(2, places[:, None, :, None].expand(batch, heads, -1, keys))
 
 
 def softmax_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,8 +12,8 @@ from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.activations import activation, gelu, is_named
-from roberta_pln.pt.attention import Attention
-from roberta_pln.pt.layers import Dropout, Linear, dense_after, is_alone, is_watched
+from roberta_pln.pt.attention import Attention, bias_at
+from roberta_pln.pt.layers import Dropout, Linear, dense_after, hooks, is_alone, is_watched
 
 LayerCache = tuple[Tensor, ...]
 """Self keys and values, and with cross-attention also cross keys and values; each (B, H, S, K)."""
@@ -90,7 +90,7 @@ class Layer(nn.Module):
         encoder_bias: Tensor | None,
         past: LayerCache | None,
         output_attentions: bool,
-        first_token_only: bool = False,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, LayerCache]:
         hidden_states, attentions, cache = self.attention(
             hidden_states,
@@ -99,7 +99,7 @@ class Layer(nn.Module):
             None,
             None if past is None else past[:2],
             output_attentions,
-            first_token_only,
+            places,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -121,7 +121,7 @@ class Layer(nn.Module):
     def branch(self, hidden_states: Tensor) -> Tensor:
         """output(intermediate(x)), in training without keeping what is between the two and cheap to compute anew."""
         activation = self.intermediate.intermediate_act_fn
-        if not torch.is_grad_enabled() or not is_named(activation) or is_watched(self.intermediate):
+        if not torch.is_grad_enabled() or not is_named(activation) or any(hooks(self.intermediate)):
             return self.output(self.intermediate(hidden_states))
         return self.output(self.intermediate.expand(hidden_states), activation)
 
@@ -145,18 +145,17 @@ class Encoder(nn.Module):
         use_cache: bool,
         output_attentions: bool,
         output_hidden_states: bool,
-        first_token_only: bool,
+        places: Tensor | None,
     ) -> BaseModelOutput:
         """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
 
-        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        With `places`, (B, M) or (1, M), the last layer computes the tokens there alone: its state is (B, M, D).
         """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
-        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
-            alone = leaves_out and i == len(self.layer) - 1
-            if alone:
-                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
+            alone = places if i == len(self.layer) - 1 else None
+            if alone is not None:
+                bias, encoder_bias = bias_at(bias, alone), bias_at(encoder_bias, alone)
             run = layer
             if self.gradient_checkpointing is not None and torch.is_grad_enabled():
                 run = partial(checkpoint, layer, **self.gradient_checkpointing)
@@ -189,6 +188,11 @@ class Encoder(nn.Module):
         looks at what a layer returns.
         """
         last = self.layer[-1] if self.layer else None
-        if type(last) is not Layer or last.chunk_size or last.attention.self.relative_query:
+        if kind_of(last) is not Layer or last.chunk_size or last.attention.self.relative_query:
             return False
         return not any(map(is_watched, (self, *last.modules())))
+
+
+def kind_of(module: nn.Module | None) -> type:
+    """The class of a module, under the one that `fully_shard` gives it."""
+    return next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed.fsdp"))

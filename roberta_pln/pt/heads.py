@@ -1,5 +1,6 @@
 """The heads: each its extra modules and a short forward."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from roberta_pln.pt.losses import (
     classification,
     cross_entropy,
     labelled_cross_entropy,
+    labelled_places,
+    labels_at,
     labels_within,
     next_labels,
     span,
@@ -168,6 +171,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         Returns:
             A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
         """
+        labels = self.ids("labels", labels, (None, None))
+        wants_logits = checks.wants_logits(output_logits, labels is not None, self.training)
+        tokens = self.tensor(input_ids if inputs_embeds is None else inputs_embeds)
+        places = None if labels is None or wants_logits else self.places(labels, tokens)
         record = self.roberta_prelayernorm(
             input_ids,
             attention_mask,
@@ -182,15 +189,32 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             segment_ids=segment_ids,
+            places=places,
         )
         hidden_states, logits, loss = record.last_hidden_state, None, None
-        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
-        if checks.wants_logits(output_logits, labels is not None, self.training):
+        if places is None:
+            labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if wants_logits:
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else cross_entropy(logits, labels)
         elif labels is not None:
-            loss = self.lm_head(hidden_states, labels)
+            loss = self.lm_head(hidden_states, labels_at(labels, places))
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
+
+    def places(self, labels: Tensor, tokens: Tensor | None) -> Tensor | None:
+        """Places of the tokens that the loss reads, (B, M), see `labelled_places`; None if all are to be computed.
+
+        Those are computed for somebody who looks at them and for another head than this library's. Whether the shapes
+        of labels (B, T) and tokens (B, T, ...) are wrong is told later.
+        """
+        base, head = self.roberta_prelayernorm, self.lm_head
+        plain = type(head) is LMHead and is_alone(head.decoder) and not is_watched(head) and not is_watched(base)
+        fits = tokens is not None and tokens.shape[:2] == labels.shape
+        return labelled_places(labels) if plain and fits else None
+
+
+FIRST_PLACE = np.zeros((1, 1), np.int64)
+"""The place of the first token, for a head that reads no other."""
 
 
 def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:
@@ -257,7 +281,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
             output_hidden_states=output_hidden_states,
             use_cache=False,
             return_dict=True,
-            first_token_only=not is_watched(self.roberta_prelayernorm),
+            places=None if is_watched(self.roberta_prelayernorm) else FIRST_PLACE,
         )
         logits = self.classifier(record.last_hidden_state)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -323,7 +347,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
-            first_token_only=not is_watched(self.roberta_prelayernorm),
+            places=None if is_watched(self.roberta_prelayernorm) else FIRST_PLACE,
         )
         logits = self.classifier(self.dropout(record.pooler_output)).reshape(shape[:2])
         labels = self.ids("labels", labels, (logits.shape[0],))

@@ -1,7 +1,7 @@
 """What `torch.nn` has too, and computes more slowly or keeps more for."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any
 
@@ -116,6 +116,12 @@ def dense_after(before: Callable[[Tensor], Tensor], x: Tensor, *layers: nn.Linea
     return DenseAfter.apply(function, len(layers), *weights, *biases, *inputs)
 
 
+def rows_at(states: Tensor, places: Tensor) -> Tensor:
+    """Some of the rows (B, T, D), those at places (B, M) or (1, M): (B, M, D)."""
+    batch, _, size = states.shape
+    return states.gather(1, places[..., None].expand(batch, -1, size))
+
+
 def normalise(shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """PyTorch's LayerNorm, with its parameters as the last arguments."""
     return F.layer_norm(x, shape, weight, bias, eps)
@@ -134,15 +140,21 @@ def is_autocast(kind: str) -> bool:
 
 
 def is_alone(module: nn.Module) -> bool:
-    """Whether a layer is PyTorch's own and without hooks, so that nobody else sees what it returns or changes it."""
-    return type(module) in (Linear, nn.Linear, nn.LayerNorm) and not is_watched(module)
+    """Whether a layer is PyTorch's own and without hooks, so that its weights are there and nobody sees its result."""
+    return type(module) in (Linear, nn.Linear, nn.LayerNorm) and not any(hooks(module))
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether there are hooks on a module's calls."""
+    """Whether somebody sees what a module returns: there are hooks on its calls, other than those that shard it."""
+    return any(not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp") for hook in hooks(module))
+
+
+def hooks(module: nn.Module) -> Iterator[Callable]:
+    """What is called with a module's calls, before or after them."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     of_all = nn.modules.module
-    return any((*own, of_all._global_forward_hooks, of_all._global_forward_pre_hooks, of_all._global_backward_hooks))
+    for some in (*own, of_all._global_forward_hooks, of_all._global_forward_pre_hooks, of_all._global_backward_hooks):
+        yield from some.values()
 
 
 class DenseAfter(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 from roberta_pln import checks
 from roberta_pln.numerics import IGNORE_INDEX, LOGITS_PER_CHUNK
 from roberta_pln.pt.embeddings import readable
-from roberta_pln.pt.layers import is_autocast
+from roberta_pln.pt.layers import is_autocast, is_transformed
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
@@ -52,6 +52,23 @@ def labels_within(labels: Tensor, segment_ids: Tensor) -> Tensor:
     """Labels (B, T) less those of padding and of first tokens, which the segment before does not predict."""
     before = F.pad(segment_ids[:, :-1], (1, 0))
     return torch.where((segment_ids == before) & (segment_ids > 0), labels, IGNORE_INDEX)
+
+
+def labelled_places(labels: Tensor) -> Tensor | None:
+    """Places of the labels (B, T) that are not -100, in each row before others: (B, M) for the row with most of them.
+
+    None if it cannot be seen how many they are.
+    """
+    if not labels.numel() or not readable(labels) or is_transformed():
+        return None
+    labelled = labels != IGNORE_INDEX
+    most = max(1, int(labelled.sum(dim=1).max()))
+    return labelled.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def labels_at(labels: Tensor, places: Tensor | None) -> Tensor:
+    """Labels (B, T) at places, (B, M); all of them if no places are given."""
+    return labels if places is None else labels.gather(1, places)
 
 
 def labelled_cross_entropy(

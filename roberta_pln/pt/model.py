@@ -9,7 +9,7 @@ from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.attention import attention_bias, softmax_dtype
 from roberta_pln.pt.embeddings import Embeddings, readable
 from roberta_pln.pt.encoder import Encoder, LayerCache
-from roberta_pln.pt.layers import Linear, is_watched
+from roberta_pln.pt.layers import Linear, is_watched, rows_at
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 
 
@@ -58,7 +58,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         segment_ids: Tensor | None = None,
-        first_token_only: bool = False,
+        places: Tensor | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -81,8 +81,9 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
-            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
-                layer leaves out the others where it can; the numbers are the same.
+            places: (B, M) or (1, M) in [0, T), for the states of some tokens: `last_hidden_state` is (B, M, D), with
+                the numbers that these have among all, and the last layer leaves out the others where it can. The pooler
+                reads the first of them.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -98,7 +99,6 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -128,6 +128,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
+        places = self.places(places, batch, queries)
 
         hidden_states = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, past_length, segment_ids
@@ -139,6 +140,8 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_hidden_states.shape[1], False
             )
+        whole = output_attentions or output_hidden_states or is_watched(self.LayerNorm)
+        alone = None if whole or not self.encoder.can_leave_out() else places
         record = self.encoder(
             hidden_states,
             bias,
@@ -149,11 +152,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache,
             output_attentions,
             output_hidden_states,
-            first_token_only and not is_watched(self.LayerNorm),
+            alone,
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
-        if first_token_only:
-            record.last_hidden_state = record.last_hidden_state[:, :1]
+        if places is not None and alone is None:
+            record.last_hidden_state = rows_at(record.last_hidden_state, places)
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
@@ -174,6 +177,15 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if segment_ids is not None and segment_ids.numel() and readable(segment_ids):
             checks.segment_numbers(int(segment_ids.min()))
         return segment_ids
+
+    def places(self, places: Tensor | None, batch: int, queries: int) -> Tensor | None:
+        """Check which tokens are wanted."""
+        places = self.ids("places", places, (batch, None), (1, None))
+        checks.some_places(None if places is None else places.shape[1])
+        if places is not None and places.numel() and readable(places):
+            lowest, highest = torch.aminmax(places)
+            checks.in_range("places", int(lowest), int(highest), queries, "the number of tokens")
+        return places
 
     def bias(
         self,

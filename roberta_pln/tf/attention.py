@@ -19,9 +19,11 @@ from roberta_pln.tf.layers import (
     Shared,
     at_least_float32,
     dense_after,
+    is_place,
     later,
     next_seed,
     recomputed,
+    rows_at,
     shape_of,
 )
 
@@ -277,10 +279,10 @@ class Attention(Module):
         encoder_hidden_states: tf.Tensor | None,
         past: KeyValue | None,
         output_attentions: bool,
-        first_token_only: bool = False,
+        places: tf.Tensor | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor | None, KeyValue]:
-        asking = hidden_states[:, :1] if first_token_only else hidden_states
+        asking = hidden_states if places is None else rows_at(hidden_states, places)
         query, key_value = self.project(asking, hidden_states, encoder_hidden_states, past, training)
         context, attentions = self.self(query, key_value, bias, head_mask, output_attentions=output_attentions)
         return asking + self.output(context), attentions, key_value
@@ -314,6 +316,16 @@ def extend(past: KeyValue | None, new: KeyValue) -> KeyValue:
     if past is None:
         return new
     return cache.append(past[0], new[0]), cache.append(past[1], new[1])
+
+
+def bias_at(bias: tf.Tensor | None, places: tf.Tensor) -> tf.Tensor | None:
+    """What is added to the scores of the queries at places, (B, M) or (1, M); see `attention_bias`."""
+    if bias is None or bias.shape[2] == 1:  # the same for all queries
+        return bias
+    batch = tf.maximum(tf.shape(bias)[0], tf.shape(places)[0])
+    bias = tf.broadcast_to(bias, (batch, *shape_of(bias)[1:]))
+    places = tf.broadcast_to(places, (batch, shape_of(places)[1]))
+    return tf.gather(bias, tf.where(is_place(places, bias, 2), places, 0), axis=2, batch_dims=1)
 
 
 def softmax_dtype(dtype: tf.DType) -> tf.DType:

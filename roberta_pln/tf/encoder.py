@@ -8,7 +8,7 @@ import tensorflow as tf
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.tf.activations import activation, in_training, is_named
-from roberta_pln.tf.attention import Attention
+from roberta_pln.tf.attention import Attention, bias_at
 from roberta_pln.tf.layers import Dense, Dropout, LayerNorm, Module, Shared, dense_after, recomputed
 from roberta_pln.tf.records import BaseModelOutput
 
@@ -77,7 +77,7 @@ class Layer(Module):
         past: LayerCache | None,
         output_attentions: bool,
         use_cache: bool,  # what a recomputed layer returns is kept, so it returns no more than is asked for
-        first_token_only: bool = False,
+        places: tf.Tensor | None = None,
         training: bool = False,  # Keras hands it on to the layers inside, a second time only if it is given again
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None, LayerCache | None]:
         hidden_states, attentions, cache = self.attention(
@@ -87,7 +87,7 @@ class Layer(Module):
             None,
             None if past is None else past[:2],
             output_attentions=output_attentions,
-            first_token_only=first_token_only,
+            places=places,
         )
         cross_attentions = None
         if encoder_hidden_states is not None:
@@ -145,19 +145,18 @@ class Encoder(Module):
         use_cache: bool,
         output_attentions: bool,
         output_hidden_states: bool,
-        first_token_only: bool,
+        places: tf.Tensor | None,
         training: bool = False,
     ) -> BaseModelOutput:
         """Run the layers; the record's `last_hidden_state` has not passed the final LayerNorm yet.
 
-        With `first_token_only` the last layer computes no other, if nothing that is returned depends on one.
+        With `places`, (B, M) or (1, M), the last layer computes the tokens there alone: its state is (B, M, D).
         """
         states, attentions, cross_attentions, caches = (hidden_states,), (), (), ()
-        leaves_out = first_token_only and not output_attentions and not output_hidden_states and self.can_leave_out()
         for i, layer in enumerate(self.layer):
-            alone = leaves_out and i == len(self.layer) - 1
-            if alone:
-                bias, encoder_bias = (x if x is None else x[:, :, :1] for x in (bias, encoder_bias))
+            alone = places if i == len(self.layer) - 1 else None
+            if alone is not None:
+                bias, encoder_bias = bias_at(bias, alone), bias_at(encoder_bias, alone)
             run = partial(recomputed, layer, self.seed_generator) if self.gradient_checkpointing else layer
             hidden_states, attention, cross_attention, cache = run(
                 hidden_states,
@@ -168,7 +167,7 @@ class Encoder(Module):
                 past_key_values[i] if past_key_values else None,
                 output_attentions=output_attentions,
                 use_cache=use_cache,
-                first_token_only=alone,
+                places=alone,
                 training=training,
             )
             states += (hidden_states,) if output_hidden_states else ()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from roberta_pln import checks
@@ -25,6 +26,8 @@ from roberta_pln.tf.losses import (
     classification,
     cross_entropy,
     labelled_cross_entropy,
+    labelled_places,
+    labels_at,
     labels_within,
     next_labels,
     span,
@@ -210,6 +213,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         Returns:
             A `MaskedLMOutput`; its loss is None without labels and NaN when every label is -100.
         """
+        labels = self.ids("labels", labels, (None, None))
+        wants_logits = checks.wants_logits(output_logits, labels is not None, training)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        places = None if labels is None or wants_logits else self.places(labels, tokens)
         record = self.roberta_prelayernorm(
             input_ids,
             attention_mask,
@@ -224,20 +231,35 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             segment_ids=segment_ids,
+            places=places,
         )
         table = self.roberta_prelayernorm.embeddings.word_embeddings.embeddings.value
         hidden_states, logits, loss = record.last_hidden_state, None, None
-        labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
-        if checks.wants_logits(output_logits, labels is not None, training):
+        if places is None:
+            labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
+        if wants_logits:
             logits = self.lm_head(hidden_states, table)
             loss = None if labels is None else self.own_loss(logits, labels)
         elif labels is not None:
-            loss = self.lm_head(hidden_states, table, labels)
+            loss = self.lm_head(hidden_states, table, labels_at(labels, places))
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
+
+    def places(self, labels: tf.Tensor, tokens: tf.Tensor | None) -> tf.Tensor | None:
+        """Places of the tokens that the loss reads, (B, M), see `labelled_places`; None if all are to be computed.
+
+        Those are computed for another head than this library's. Whether the shapes of labels (B, T) and tokens
+        (B, T, ...) are wrong is told later.
+        """
+        fits = tokens is not None and tokens.shape[:2].is_compatible_with(labels.shape)
+        return labelled_places(labels) if type(self.lm_head) is LMHead and fits else None
 
     def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The loss that `fit` uses unless `compile` was given another."""
         return cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
+
+
+FIRST_PLACE = np.zeros((1, 1), np.int64)
+"""The place of the first token, for a head that reads no other."""
 
 
 def classifier_dropout(config: RobertaPreLayerNormConfig, shared: Shared) -> Dropout:
@@ -311,7 +333,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
-            first_token_only=True,
+            places=FIRST_PLACE,
         )
         logits = self.classifier(record.last_hidden_state)
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -385,7 +407,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
-            first_token_only=True,
+            places=FIRST_PLACE,
         )
         logits = tf.reshape(self.classifier(self.dropout(record.pooler_output)), shape_of(first)[:2])
         loss = None if labels is None else self.own_loss(logits, labels)

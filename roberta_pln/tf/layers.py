@@ -282,6 +282,29 @@ def dense_after(
     return products(*weights, *inputs)
 
 
+def rows_at(states: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Some of the rows (B, T, D), those at places (B, M) or (1, M): (B, M, D); NaN where no row is."""
+    places = tf.broadcast_to(places, (shape_of(states)[0], shape_of(places)[1]))
+    there = is_place(places, states, 1)
+    return tf.where(there[..., None], tf.gather(states, tf.where(there, places, 0), batch_dims=1), math.nan)
+
+
+def is_place(places: tf.Tensor, tensor: tf.Tensor, axis: int) -> tf.Tensor:
+    """Which of the places a tensor has along an axis."""
+    return (places >= 0) & (places < tf.shape(tensor, places.dtype)[axis])
+
+
+def in_xla() -> bool:
+    """Whether XLA compiles what is traced, which it can for tensors of known shapes only; True if that is not known."""
+    if tf.executing_eagerly():
+        return False
+    try:
+        from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+    except ImportError:
+        return True
+    return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
 def is_own(layer: keras.layers.Layer) -> bool:
     """Whether a layer is one of these, and not a user's in its place, which may compute something else."""
     return type(layer) in (Dense, LayerNorm)

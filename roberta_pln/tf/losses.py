@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.numerics import IGNORE_INDEX, LOGITS_PER_CHUNK
-from roberta_pln.tf.layers import at_least_float32, shape_of
+from roberta_pln.tf.layers import at_least_float32, in_xla, shape_of
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, name: str = "labels") -> tf.Tensor:
@@ -52,6 +52,23 @@ def labels_within(labels: tf.Tensor, segment_ids: tf.Tensor) -> tf.Tensor:
     """Labels (B, T) less those of padding and of first tokens, which the segment before does not predict."""
     before = tf.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
     return tf.where((segment_ids == before) & (segment_ids > 0), labels, IGNORE_INDEX)
+
+
+def labelled_places(labels: tf.Tensor) -> tf.Tensor | None:
+    """Places of the labels (B, T) that are not -100, in each row before others: (B, M) for the row with most of them.
+
+    None if XLA compiles, which has one size for all batches.
+    """
+    if in_xla():
+        return None
+    labelled = labels != IGNORE_INDEX
+    most = tf.maximum(1, tf.reduce_max(tf.reduce_sum(tf.cast(labelled, tf.int32), axis=1)))
+    return tf.argsort(tf.cast(~labelled, tf.int32), axis=1, stable=True)[:, :most]
+
+
+def labels_at(labels: tf.Tensor, places: tf.Tensor | None) -> tf.Tensor:
+    """Labels (B, T) at places, (B, M); all of them if no places are given."""
+    return labels if places is None else tf.gather(labels, places, batch_dims=1)
 
 
 def labelled_cross_entropy(

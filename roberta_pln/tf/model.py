@@ -11,7 +11,7 @@ from roberta_pln.tf import cache
 from roberta_pln.tf.attention import attention_bias, softmax_dtype
 from roberta_pln.tf.embeddings import Embeddings
 from roberta_pln.tf.encoder import Encoder, LayerCache
-from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, shape_of
+from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, rows_at, shape_of
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
 from roberta_pln.tf.records import BaseModelOutput
 
@@ -64,7 +64,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         return_dict: bool | None = None,
         training: bool = False,
         segment_ids: tf.Tensor | None = None,
-        first_token_only: bool = False,
+        places: tf.Tensor | None = None,
     ) -> BaseModelOutput | tuple:
         """Run the model.
 
@@ -88,8 +88,9 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
                 counted in every segment, so `max_position_embeddings` limits these and not the row, unless positions
                 are relative. There is no `pooler_output` then and no cache, and `attention_mask`, `past_key_values` and
                 `encoder_hidden_states` are refused.
-            first_token_only: whether `last_hidden_state` is (B, 1, D), which is all that the pooler reads, and the last
-                layer leaves out the others where it can; the numbers are the same.
+            places: (B, M) or (1, M) in [0, T), for the states of some tokens: `last_hidden_state` is (B, M, D), with
+                the numbers that these have among all, and the last layer leaves out the others where it can. The pooler
+                reads the first of them.
 
         Returns:
             A `BaseModelOutput`, or with `return_dict=False` the tuple of its values.
@@ -106,7 +107,6 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            first_token_only=first_token_only,
         )
         if segment_ids is not None:
             checks.segments(
@@ -135,6 +135,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         segment_ids = self.segments(segment_ids, batch, queries)
         token_type_ids = self.ids("token_type_ids", token_type_ids, (batch, queries))
         position_ids = self.ids("position_ids", position_ids, (batch, queries), (1, queries))
+        places = self.places(places, batch, queries)
 
         hidden_states = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, past_length=past_length, segment_ids=segment_ids
@@ -147,6 +148,8 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             encoder_bias = self.bias(
                 "encoder_attention_mask", encoder_attention_mask, hidden_states, encoder_keys, False
             )
+        whole = output_attentions or output_hidden_states
+        alone = None if whole or not self.encoder.can_leave_out() else places
         record = self.encoder(
             hidden_states,
             bias,
@@ -157,11 +160,11 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            first_token_only=first_token_only,
+            places=alone,
         )
         record.last_hidden_state = self.LayerNorm(record.last_hidden_state)
-        if first_token_only:
-            record.last_hidden_state = record.last_hidden_state[:, :1]
+        if places is not None and alone is None:
+            record.last_hidden_state = rows_at(record.last_hidden_state, places)
         if self.pooler is not None and segment_ids is None:
             record.pooler_output = self.pooler(record.last_hidden_state)
         return self.returned(record, return_dict)
@@ -182,6 +185,15 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if segment_ids is not None and tf.executing_eagerly() and tf.size(segment_ids) > 0:
             checks.segment_numbers(int(tf.reduce_min(segment_ids)))
         return segment_ids
+
+    def places(self, places: tf.Tensor | None, batch: int | None, queries: int | None) -> tf.Tensor | None:
+        """Check which tokens are wanted."""
+        places = self.ids("places", places, (batch, None), (1, None))
+        checks.some_places(None if places is None else places.shape[1])
+        if places is not None and tf.executing_eagerly() and tf.size(places) > 0:
+            lowest, highest = int(tf.reduce_min(places)), int(tf.reduce_max(places))
+            checks.in_range("places", lowest, highest, queries, "the number of tokens")
+        return places
 
     def bias(
         self,

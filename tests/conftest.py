@@ -4,7 +4,6 @@
 """
 
 import gc
-import importlib.util
 import os
 import sys
 import tempfile
@@ -20,8 +19,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC"):
     os.environ.setdefault(threads, "1")  # tests run side by side, and threads of tiny models only wait for each other
 
+# XLA compiles thousands of tiny programs, to run once or twice each; test_readme and test_sharding do as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.gettempdir() + "/roberta-pln-tests-jax")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # what one process compiled, others read
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # what one process has compiled, others read
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 LARGE = 3 * 2**30
@@ -41,17 +42,3 @@ def resident() -> int:
     """Bytes of this process in memory; 0 where the system does not tell."""
     told = Path("/proc/self/statm")
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.is_file() else 0
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """JAX compiles much that runs once or twice only, and so optimises little; tests/flax has it as users do."""
-    if importlib.util.find_spec("jax") is None:
-        yield
-        return
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

@@ -24,7 +24,6 @@ WALK = tuple(sorted(path.stem for path in GUIDES.glob("*.md") if "## The example
 
 pytestmark = [
     pytest.mark.skipif(len(backends.installed()) < 3, reason="the guides show all three backends"),
-    pytest.mark.usefixtures("quick_compilation"),
 ]
 
 

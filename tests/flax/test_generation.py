@@ -30,11 +30,6 @@ EXTRAS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick(quick_compilation):
-    """Every one of them compiles much."""
-
-
 @pytest.fixture(autouse=True)
 def exact():
     with jax.enable_x64(True):

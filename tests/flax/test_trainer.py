@@ -27,8 +27,6 @@ from tests.contract import HEADS, load, padded, precision, random_checkpoint, ra
 from tests.contract import with_labels as labelled
 from tests.flax import trainer_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEAD = "ForMaskedLM"
 SMALL = dict(num_hidden_layers=0)
 """Enough for what does not depend on layers, and soon compiled."""

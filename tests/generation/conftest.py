@@ -6,11 +6,6 @@ from roberta_pln import backends
 from tests.contract import precision
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick(quick_compilation):
-    """Every one of them compiles much."""
-
-
 @pytest.fixture(params=backends.installed())
 def backend(request):
     """The name of a backend that computes in float64 if it is asked to."""

@@ -33,7 +33,6 @@ STATES = np.random.default_rng(0).standard_normal((3, 5, 32)).astype(np.float32)
 EMBEDDINGS = np.random.default_rng(1).standard_normal((3, 11, 32)).astype(np.float32)
 ENCODER = {"is_decoder": True, "add_cross_attention": True}
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _FOLDER = tempfile.TemporaryDirectory()  # for as long as the tests run
 
 

@@ -17,7 +17,6 @@ from roberta_pln import backends
 from tests.contract import random_ids
 from tests.peers.library import saved
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROGRAMS = Path(__file__).parent / "programs"
 TOLERANCE = 5e-5  # roundings of 1e-7, which a few steps of training enlarge; a row trained otherwise moves 1e-3
 IMPORTS = {"from transformers import": "from roberta_pln.{} import", "import tf_keras as keras": "import keras"}

@@ -38,7 +38,6 @@ from tests.peers.test_divergences import (
     same,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 other_writer = pytest.mark.parametrize("writer", [name for name in backends.installed() if name != "pt"])
 _FOLDER = tempfile.TemporaryDirectory()  # for as long as the tests run
 

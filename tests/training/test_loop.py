@@ -27,7 +27,6 @@ from roberta_pln.training.tasks import TASKS
 ROOT = Path(__file__).parents[2]
 NAMES = backends.installed()
 FIRST = NAMES[0]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture

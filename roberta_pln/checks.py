@@ -185,7 +185,7 @@ def in_range(name: str, lowest: int, highest: int, size: int, size_name: str) ->
 
 
 def some_places(count: int | None) -> None:
-    """Places name a token or more; `count` is None if there are none or a traced graph leaves it open."""
+    """Places name a token or more of each row; `count` is None when a traced graph leaves it open."""
     if count == 0:
         raise InputError("places must name a token or more of each row, got none: leave the argument out for all")
 

@@ -202,8 +202,10 @@ class RobertaPreLayerNormModule(PreTrainedModule):
     def places(self, places: Array | None, batch: int, queries: int) -> Array | None:
         """Check which tokens are wanted."""
         places = self.ids("places", places, (batch, None), (1, None))
-        checks.some_places(None if places is None else places.shape[1])
-        if places is not None and places.size and readable(places):
+        if places is None:
+            return None
+        checks.some_places(places.shape[1])
+        if places.size and readable(places):
             values = np.asarray(places)
             checks.in_range("places", int(values.min()), int(values.max()), queries, "the number of tokens")
         return places

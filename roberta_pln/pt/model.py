@@ -181,8 +181,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
     def places(self, places: Tensor | None, batch: int, queries: int) -> Tensor | None:
         """Check which tokens are wanted."""
         places = self.ids("places", places, (batch, None), (1, None))
-        checks.some_places(None if places is None else places.shape[1])
-        if places is not None and places.numel() and readable(places):
+        if places is None:
+            return None
+        checks.some_places(places.shape[1])
+        if places.numel() and readable(places):
             lowest, highest = torch.aminmax(places)
             checks.in_range("places", int(lowest), int(highest), queries, "the number of tokens")
         return places

@@ -189,8 +189,10 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
     def places(self, places: tf.Tensor | None, batch: int | None, queries: int | None) -> tf.Tensor | None:
         """Check which tokens are wanted."""
         places = self.ids("places", places, (batch, None), (1, None))
-        checks.some_places(None if places is None else places.shape[1])
-        if places is not None and tf.executing_eagerly() and tf.size(places) > 0:
+        if places is None:
+            return None
+        checks.some_places(places.shape[1])
+        if tf.executing_eagerly() and tf.size(places) > 0:
             lowest, highest = int(tf.reduce_min(places)), int(tf.reduce_max(places))
             checks.in_range("places", lowest, highest, queries, "the number of tokens")
         return places

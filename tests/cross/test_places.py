@@ -138,6 +138,19 @@ def test_a_masked_language_model_that_trains(backend, lengths, labels):
     assert lengths == [11] * 4
 
 
+@pytest.mark.parametrize("backend", [name for name in backends.installed() if name == "tf"])
+@pytest.mark.parametrize("xla", [False, True])
+def test_where_xla_compiles_all_tokens_are_computed(backend, lengths, xla):
+    """For any number of labels it has one program."""
+    import tensorflow as tf
+
+    trained = built(backend, {}, "ForMaskedLM")
+    step = tf.function(lambda labels: trained(IDS, labels=labels, training=True).loss, jit_compile=xla)
+    for labels, _ in LABELS.values():
+        step(tf.constant(labels))
+    assert lengths == [11, 11 if xla else None]
+
+
 def train(backend, model, labels, **options):
     if backend == "pt":
         model.train()

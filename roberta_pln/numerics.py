@@ -28,6 +28,9 @@ LOGITS_PER_CHUNK: Final = 2**23
 SCORES_AT_A_TIME: Final = 2**22
 """How many scores attention holds at once where texts take turns; one text may have more. 16 MiB in float32."""
 
+FIRST_PLACE: Final = np.zeros((1, 1), np.int64)
+"""The `places` of a head that reads the first token of each row and no other."""
+
 ACTIVATIONS: Final = (
     "gelu",
     "gelu_10",

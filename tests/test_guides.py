@@ -22,9 +22,7 @@ GUIDES = ROOT / "docs" / "guides"
 INDEX = (GUIDES / "README.md").read_text(encoding="utf-8")
 WALK = tuple(sorted(path.stem for path in GUIDES.glob("*.md") if "## The examples" in path.read_text()))
 
-pytestmark = [
-    pytest.mark.skipif(len(backends.installed()) < 3, reason="the guides show all three backends"),
-]
+pytestmark = pytest.mark.skipif(len(backends.installed()) < 3, reason="the guides show all three backends")
 
 
 def text(page: str) -> str:

@@ -59,10 +59,15 @@ class Embeddings(Block):
 
 def look_up(name: str, table: Embedding, ids: Array, size_name: str) -> Array:
     """Rows of a table, (B, T) -> (B, T, D), after a check that every id names a row."""
+    check_range(name, ids, table.num_embeddings, size_name)
+    return table(ids)
+
+
+def check_range(name: str, ids: Array, size: int, size_name: str) -> None:
+    """Refuse ids that are not in [0, size), if their values can be read."""
     if ids.size and readable(ids):
         values = np.asarray(ids)
-        checks.in_range(name, int(values.min()), int(values.max()), table.num_embeddings, size_name)
-    return table(ids)
+        checks.in_range(name, int(values.min()), int(values.max()), size, size_name)
 
 
 def position_ids_of(input_ids: Array, pad_token_id: int, past_length: int | Array) -> Array:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -25,6 +24,7 @@ from roberta_pln.flax.losses import (
 )
 from roberta_pln.flax.model import RobertaPreLayerNormModule
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
+from roberta_pln.numerics import FIRST_PLACE
 from roberta_pln.outputs import (
     CausalLMOutput,
     MaskedLMOutput,
@@ -318,10 +318,6 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             output_logits=output_logits,
             segment_ids=segment_ids,
         )
-
-
-FIRST_PLACE = np.zeros((1, 1), np.int32)
-"""The place of the first token, for a head that reads no other."""
 
 
 def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:

@@ -13,7 +13,7 @@ from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.flax import cache
 from roberta_pln.flax.attention import attention_bias, softmax_dtype
 from roberta_pln.flax.cache import Cache
-from roberta_pln.flax.embeddings import Embeddings
+from roberta_pln.flax.embeddings import Embeddings, check_range
 from roberta_pln.flax.encoder import Encoder
 from roberta_pln.flax.layers import Block, readable, rows_at
 from roberta_pln.flax.pretrained import PreTrainedModule, RobertaPreLayerNormPreTrainedModel
@@ -205,9 +205,7 @@ class RobertaPreLayerNormModule(PreTrainedModule):
         if places is None:
             return None
         checks.some_places(places.shape[1])
-        if places.size and readable(places):
-            values = np.asarray(places)
-            checks.in_range("places", int(values.min()), int(values.max()), queries, "the number of tokens")
+        check_range("places", places, queries, "the number of tokens")
         return places
 
     def bias(

@@ -56,10 +56,15 @@ class Embeddings(nn.Module):
 
 def look_up(name: str, table: nn.Embedding, ids: Tensor, size_name: str) -> Tensor:
     """Rows of a table, (B, T) -> (B, T, D), after a check that every id names a row."""
+    check_range(name, ids, table.num_embeddings, size_name)
+    return table(ids)
+
+
+def check_range(name: str, ids: Tensor, size: int, size_name: str) -> None:
+    """Refuse ids that are not in [0, size), if their values can be read."""
     if ids.numel() and readable(ids):
         lowest, highest = torch.aminmax(ids)
-        checks.in_range(name, int(lowest), int(highest), table.num_embeddings, size_name)
-    return table(ids)
+        checks.in_range(name, int(lowest), int(highest), size, size_name)
 
 
 def readable(tensor: Tensor) -> bool:

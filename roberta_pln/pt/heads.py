@@ -1,12 +1,12 @@
 """The heads: each its extra modules and a short forward."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.numerics import FIRST_PLACE
 from roberta_pln.outputs import (
     CausalLMOutput,
     MaskedLMOutput,
@@ -211,10 +211,6 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         plain = type(head) is LMHead and is_alone(head.decoder) and not is_watched(head) and not is_watched(base)
         fits = tokens is not None and tokens.shape[:2] == labels.shape
         return labelled_places(labels) if plain and fits else None
-
-
-FIRST_PLACE = np.zeros((1, 1), np.int64)
-"""The place of the first token, for a head that reads no other."""
 
 
 def classifier_dropout(config: RobertaPreLayerNormConfig) -> Dropout:

@@ -7,7 +7,7 @@ from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.outputs import BaseModelOutput
 from roberta_pln.pt.attention import attention_bias, softmax_dtype
-from roberta_pln.pt.embeddings import Embeddings, readable
+from roberta_pln.pt.embeddings import Embeddings, check_range, readable
 from roberta_pln.pt.encoder import Encoder, LayerCache
 from roberta_pln.pt.layers import Linear, is_watched, rows_at
 from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
@@ -184,9 +184,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if places is None:
             return None
         checks.some_places(places.shape[1])
-        if places.numel() and readable(places):
-            lowest, highest = torch.aminmax(places)
-            checks.in_range("places", int(lowest), int(highest), queries, "the number of tokens")
+        check_range("places", places, queries, "the number of tokens")
         return places
 
     def bias(

@@ -56,10 +56,15 @@ class Embeddings(Module):
 
 def look_up(name: str, table: Embedding, ids: tf.Tensor, size_name: str) -> tf.Tensor:
     """Rows of a table, (B, T) -> (B, T, D), after a check that every id names a row."""
+    check_range(name, ids, table.num_embeddings, size_name)
+    return table(ids)
+
+
+def check_range(name: str, ids: tf.Tensor, size: int, size_name: str) -> None:
+    """Refuse ids that are not in [0, size), if their values can be read."""
     if tf.executing_eagerly() and tf.size(ids) > 0:
         lowest, highest = int(tf.reduce_min(ids)), int(tf.reduce_max(ids))
-        checks.in_range(name, lowest, highest, table.num_embeddings, size_name)
-    return table(ids)
+        checks.in_range(name, lowest, highest, size, size_name)
 
 
 def position_ids_of(input_ids: tf.Tensor, pad_token_id: int, past_length: int | tf.Tensor) -> tf.Tensor:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
+from roberta_pln.numerics import FIRST_PLACE
 from roberta_pln.outputs import (
     CausalLMOutput,
     MaskedLMOutput,
@@ -256,10 +256,6 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
     def own_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The loss that `fit` uses unless `compile` was given another."""
         return cross_entropy(logits, self.ids("labels", labels, tuple(logits.shape[:-1])))
-
-
-FIRST_PLACE = np.zeros((1, 1), np.int64)
-"""The place of the first token, for a head that reads no other."""
 
 
 def classifier_dropout(config: RobertaPreLayerNormConfig, shared: Shared) -> Dropout:

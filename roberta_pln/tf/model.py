@@ -9,7 +9,7 @@ from roberta_pln import checks
 from roberta_pln.config import RobertaPreLayerNormConfig
 from roberta_pln.tf import cache
 from roberta_pln.tf.attention import attention_bias, softmax_dtype
-from roberta_pln.tf.embeddings import Embeddings
+from roberta_pln.tf.embeddings import Embeddings, check_range
 from roberta_pln.tf.encoder import Encoder, LayerCache
 from roberta_pln.tf.layers import Dense, LayerNorm, Module, Shared, rows_at, shape_of
 from roberta_pln.tf.pretrained import RobertaPreLayerNormPreTrainedModel
@@ -192,9 +192,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         if places is None:
             return None
         checks.some_places(places.shape[1])
-        if tf.executing_eagerly() and tf.size(places) > 0:
-            lowest, highest = int(tf.reduce_min(places)), int(tf.reduce_max(places))
-            checks.in_range("places", lowest, highest, queries, "the number of tokens")
+        check_range("places", places, queries, "the number of tokens")
         return places
 
     def bias(

@@ -309,8 +309,8 @@ def begun(name, folder, devices):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     count = trainer_mesh.CASES[name].processes
-    variables = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    variables = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    variables["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     if count > 1:
         variables |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     command = [sys.executable, "-m", "tests.flax.trainer_mesh", name, str(folder)]

@@ -30,6 +30,8 @@ EXTRA = {
         *("RobertaPreLayerNormForMaskedLM.places", "labelled_places", "labels_at"),
         "readable",  # beside the layers in Flax; TensorFlow's eager tensors tell it themselves
         *("Decoded", "Scaled", "is_one"),  # see above
+        # XLA adds the gradients of lookup and decoder up in one array by itself, and TensorFlow copies the first.
+        *("Embeddings.look_up_tokens", "table_handed_on", "LookUp", "shared_table"),
     },
     "tf": {
         "mish",  # TensorFlow has none
@@ -51,6 +53,7 @@ EXTRA = {
     "flax": {
         "Layers",  # Linen needs a module for the path component `layer`
         *("decoded", "decoded_forward", "decoded_backward"),  # with a gradient of its own
+        "plus_product",  # the other two add a product to a sum without having both at once
         # A Linen module holds no parameters, so a class beside it does, and calls it.
         *map(schema.architecture, schema.HEADS),
     },

@@ -101,23 +101,20 @@ def labelled_cross_entropy(
 
 @jax.custom_vjp
 def decoded(states: Array, labels: Array, table: Array, bias: Array) -> Array:
-    """The mean of what `in_chunks` sums up, which gives the gradients on."""
-    (total,) = in_chunks(states, labels, table, bias, gradients=False)
-    return total / (labels != IGNORE_INDEX).sum(dtype=total.dtype)
+    """The mean that `in_chunks` finds, which gives the gradients on."""
+    (mean,) = in_chunks(states, labels, table, bias, gradients=False)
+    return mean
 
 
 def decoded_forward(states: Array, labels: Array, table: Array, bias: Array) -> tuple[Array, tuple[Any, ...]]:
     """The mean, and what the backward pass needs."""
-    total, *gradients = in_chunks(states, labels, table, bias, gradients=True)
-    count = (labels != IGNORE_INDEX).sum(dtype=total.dtype)
-    return total / count, (gradients, count, (states, table, bias))
+    mean, *gradients = in_chunks(states, labels, table, bias, gradients=True)
+    return mean, (gradients, (states, table, bias))
 
 
 def decoded_backward(kept: tuple[Any, ...], upstream: Array) -> tuple[Array | None, ...]:
     """The gradients of the mean."""
-    gradients, count, inputs = kept
-    scale = upstream / jnp.maximum(count, 1)
-    states, table, bias = ((gradient * scale).astype(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
+    states, table, bias = ((gradient * upstream).astype(x.dtype) for gradient, x in zip(*kept, strict=True))
     return states, None, table, bias
 
 
@@ -126,7 +123,7 @@ decoded.defvjp(decoded_forward, decoded_backward)
 
 @partial(jax.jit, static_argnames="gradients")
 def in_chunks(states: Array, labels: Array, table: Array, bias: Array, gradients: bool) -> tuple[Array, ...]:
-    """The sum of -log softmax(states table^T + bias)[label], and its gradients.
+    """The mean of -log softmax(states table^T + bias)[label], and its gradients.
 
     Args:
         states: (G, C, rows, D), in the type of the computation; those with labels first in each group.
@@ -136,13 +133,15 @@ def in_chunks(states: Array, labels: Array, table: Array, bias: Array, gradients
         gradients: whether they are wanted.
 
     Returns:
-        The sum, and the gradients of states, table and bias, all in at least float32; without gradients the sum alone.
+        The mean, and the gradients of states, table and bias, in at least float32; without gradients the mean alone.
     """
-    dtype, wide, classes = states.dtype, at_least_float32(states.dtype), len(table)
+    dtype, wide, (classes, size) = states.dtype, at_least_float32(states.dtype), table.shape
     decoder, offset = table.astype(dtype), bias.astype(dtype)
+    count = (labels != IGNORE_INDEX).sum(dtype=wide)
+    share = 1 / jnp.maximum(count, 1)
 
     def chunk(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
-        part, targets = states[:, i].reshape(-1, states.shape[-1]), labels[:, i].reshape(-1, 1)
+        part, targets = states[:, i].reshape(-1, size), labels[:, i].reshape(-1, 1)
         logits = (part @ decoder.T + offset).astype(wide)  # (rows, V); in two axes, since XLA is slower with three
         highest = -(-logits).min(-1, keepdims=True)  # XLA would fuse `max` with the product, and take thrice as long
         powers = jnp.exp(logits - highest)
@@ -156,15 +155,42 @@ def in_chunks(states: Array, labels: Array, table: Array, bias: Array, gradients
         slopes = powers / sums - (targets == jnp.arange(classes, dtype=targets.dtype)).astype(wide)
         slopes = jnp.where(known, slopes, 0)
         _, of_states, of_table, of_bias = found
-        of_bias += jnp.matmul(jnp.ones(len(slopes), wide), slopes, precision="highest")  # `sum` takes far longer
+        of_bias += share * jnp.matmul(jnp.ones(len(slopes), wide), slopes, precision="highest")  # `sum` is far slower
         slopes = slopes.astype(dtype)
-        of_states = of_states.at[:, i].set((slopes @ decoder).astype(wide).reshape(of_states[:, i].shape))
-        of_table += jnp.matmul(slopes.T, part, preferred_element_type=wide)
-        return total, of_states, of_table, of_bias
+        of_states = of_states.at[:, i].set(share * (slopes @ decoder).astype(wide).reshape(of_states[:, i].shape))
+        return total, of_states, plus_product(of_table, slopes, part, share), of_bias
 
     chunks = (labels[..., 0] != IGNORE_INDEX).any(0).sum()  # the others have no labels
     starts = tuple(jnp.zeros(x.shape, wide) for x in (states, table, bias)) if gradients else ()
-    return jax.lax.fori_loop(0, chunks, chunk, (jnp.zeros((), wide), *starts))
+    total, *found = jax.lax.fori_loop(0, chunks, chunk, (jnp.zeros((), wide), *starts))
+    return total / count, *found
+
+
+def plus_product(total: Array, left: Array, right: Array, scale: Array) -> Array:
+    """total + scale left^T right, some rows after the others, since otherwise the product is there beside the sum.
+
+    Args:
+        total: (V, D).
+        left: (M, V).
+        right: (M, D).
+        scale: a number.
+    """
+    height, width = total.shape
+    if jax.device_count() > 1:  # which may share the rows out
+        return total + scale * jnp.matmul(left.T, right, preferred_element_type=total.dtype)
+    turns = -(-height // max(1, LOGITS_PER_CHUNK // width))
+    rows = -(-height // turns)
+
+    def turn(i: Array, total: Array) -> Array:
+        start = jnp.minimum(i * rows, height - rows)  # so that the last ones are as many: some of them had their turn
+        product = jnp.matmul(
+            jax.lax.dynamic_slice_in_dim(left, start, rows, 1).T, right, preferred_element_type=total.dtype
+        )
+        product = jnp.where((start + jnp.arange(rows) >= i * rows)[:, None], scale * product, 0)
+        before = jax.lax.dynamic_slice_in_dim(total, start, rows)
+        return jax.lax.dynamic_update_slice_in_dim(total, before + product, start, 0)
+
+    return jax.lax.fori_loop(0, turns, turn, total)
 
 
 def classification(kind: str, logits: Array, labels: Array) -> Array:

@@ -1,6 +1,12 @@
 """Token, position and type embeddings, and the rule that numbers positions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roberta_pln import checks
@@ -34,7 +40,7 @@ class Embeddings(nn.Module):
     ) -> Tensor:
         config = self.config
         if inputs_embeds is None:
-            inputs_embeds = look_up("input_ids", self.word_embeddings, input_ids, "vocab_size")  # (B, T, D)
+            inputs_embeds = self.look_up_tokens(input_ids)  # (B, T, D)
         shape, device = inputs_embeds.shape[:2], inputs_embeds.device
         if token_type_ids is None:
             token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
@@ -52,6 +58,62 @@ class Embeddings(nn.Module):
                 "position_ids", self.position_embeddings, position_ids, "max_position_embeddings"
             )
         return self.dropout(self.LayerNorm(embeddings))
+
+    def look_up_tokens(self, input_ids: Tensor) -> Tensor:
+        """Rows of the word table, (B, T) -> (B, T, D); in a block of `table_handed_on`, by `LookUp`."""
+        words = self.word_embeddings
+        handed_on = None if torch.compiler.is_compiling() else _handed_on.get()
+        if handed_on != []:
+            return look_up("input_ids", words, input_ids, "vocab_size")
+        check_range("input_ids", input_ids, words.num_embeddings, "vocab_size")
+        rows, table = LookUp.apply(words.weight, input_ids, words.padding_idx)
+        handed_on.append(table)
+        return rows
+
+
+_handed_on: ContextVar[list[Tensor] | None] = ContextVar("handed_on", default=None)
+
+
+@contextmanager
+def table_handed_on() -> Iterator[list[Tensor]]:
+    """A block in which the lookup of the tokens puts its table into the list that this gives."""
+    tables: list[Tensor] = []
+    token = _handed_on.set(tables)
+    try:
+        yield tables
+    finally:
+        _handed_on.reset(token)
+
+
+class LookUp(torch.autograd.Function):
+    """Rows of a table, and the table, for a decoder to multiply with: the gradients of both become one sum.
+
+    PyTorch's own lookup has a gradient as large as the table, nearly all zeros, which is added to the decoder's.
+    """
+
+    @staticmethod
+    def forward(table: Tensor, ids: Tensor, padding_idx: int | None) -> tuple[Tensor, Tensor]:
+        return F.embedding(ids, table), table.view_as(table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        table, ids, ctx.padding_idx = inputs
+        ctx.save_for_backward(ids)
+        ctx.size = len(table)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, of_rows: Tensor | None, of_table: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if of_rows is None:
+            return of_table, None, None
+        (ids,) = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            of_rows = of_rows.masked_fill((ids == ctx.padding_idx)[..., None], 0)
+        if of_table is None:
+            of_table = of_rows.new_zeros(ctx.size, of_rows.shape[-1])
+        # In place where it can be: the decoder's gradient is nobody else's, see `Decoded`.
+        add = of_table.index_put if torch.is_grad_enabled() else of_table.index_put_
+        return add((ids,), of_rows, accumulate=True), None, None
 
 
 def look_up(name: str, table: nn.Embedding, ids: Tensor, size_name: str) -> Tensor:

@@ -1,5 +1,8 @@
 """The heads: each its extra modules and a short forward."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +18,10 @@ from roberta_pln.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from roberta_pln.pt.embeddings import table_handed_on
 from roberta_pln.pt.encoder import LayerCache
 from roberta_pln.pt.generation import Generation
-from roberta_pln.pt.layers import Dropout, Linear, is_alone, is_watched
+from roberta_pln.pt.layers import Dropout, Linear, hooks, is_alone, is_transformed, is_watched
 from roberta_pln.pt.losses import (
     causal_cross_entropy,
     classification,
@@ -36,7 +40,7 @@ from roberta_pln.pt.pretrained import RobertaPreLayerNormPreTrainedModel
 class LMHead(nn.Module):
     """decoder(LN(gelu(dense(x)))), (B, T, D) -> (B, T, V). The decoder shares the word embeddings unless untied.
 
-    With labels (B, T) it returns their `labelled_cross_entropy` instead.
+    With labels (B, T) it returns their `labelled_cross_entropy` instead, by word embeddings that are handed on to it.
     """
 
     def __init__(self, config: RobertaPreLayerNormConfig) -> None:
@@ -46,16 +50,33 @@ class LMHead(nn.Module):
         self.decoder = Linear(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
-    def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, labels: Tensor | None = None, word_embeddings: Tensor | None = None
+    ) -> Tensor:
         if labels is None:
             return self.decoder(self.transform(hidden_states))
         if not is_alone(self.decoder):  # what is there in its place, or a hook, may compute more than a product
             return cross_entropy(self.decoder(self.transform(hidden_states)), labels)
-        return labelled_cross_entropy(hidden_states, labels, self.transform, self.decoder.weight, self.decoder.bias)
+        table = self.decoder.weight if word_embeddings is None else word_embeddings
+        return labelled_cross_entropy(hidden_states, labels, self.transform, table, self.decoder.bias)
 
     def transform(self, hidden_states: Tensor) -> Tensor:
         """What comes before the decoder."""
         return self.layer_norm(F.gelu(self.dense(hidden_states)))
+
+
+def shared_table(
+    base: RobertaPreLayerNormModel, head: LMHead, trains: bool
+) -> AbstractContextManager[Sequence[Tensor]]:
+    """A block in which a model that trains puts the word embeddings into the sequence that this gives, for its decoder.
+
+    Not if the decoder has others, nor where somebody may look at the lookup or has put another in its place.
+    """
+    words = base.embeddings.word_embeddings
+    plain = type(head) is LMHead and type(words) is nn.Embedding and not any(hooks(words))
+    plain = plain and words.max_norm is None and not words.scale_grad_by_freq and not words.sparse
+    plain = plain and type(words.weight) is nn.Parameter and words.weight is head.decoder.weight
+    return table_handed_on() if trains and plain and not is_transformed() else nullcontext(())
 
 
 class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedModel):
@@ -102,31 +123,33 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         Returns:
             A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
         """
-        record = self.roberta_prelayernorm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            head_mask,
-            inputs_embeds,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            past_key_values,
-            use_cache=use_cache if labels is None else False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            segment_ids=segment_ids,
-        )
+        wants_logits = checks.wants_logits(output_logits, labels is not None, self.training)
+        with shared_table(self.roberta_prelayernorm, self.lm_head, labels is not None and not wants_logits) as tables:
+            record = self.roberta_prelayernorm(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                head_mask,
+                inputs_embeds,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                past_key_values,
+                use_cache=use_cache if labels is None else False,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+                segment_ids=segment_ids,
+            )
         hidden_states, logits, loss = record.last_hidden_state, None, None
         labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
         if labels is not None and segment_ids is not None:
             labels = labels_within(labels, self.ids("segment_ids", segment_ids))
-        if checks.wants_logits(output_logits, labels is not None, self.training):
+        if wants_logits:
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else causal_cross_entropy(logits, labels)
         elif labels is not None:
-            loss = self.lm_head(hidden_states, next_labels(labels))
+            loss = self.lm_head(hidden_states, next_labels(labels), *tables)
         output = CausalLMOutput(
             loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
         )
@@ -175,22 +198,23 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         wants_logits = checks.wants_logits(output_logits, labels is not None, self.training)
         tokens = self.tensor(input_ids if inputs_embeds is None else inputs_embeds)
         places = None if labels is None or wants_logits else self.places(labels, tokens)
-        record = self.roberta_prelayernorm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            head_mask,
-            inputs_embeds,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            segment_ids=segment_ids,
-            places=places,
-        )
+        with shared_table(self.roberta_prelayernorm, self.lm_head, labels is not None and not wants_logits) as tables:
+            record = self.roberta_prelayernorm(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                head_mask,
+                inputs_embeds,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                use_cache=False,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+                segment_ids=segment_ids,
+                places=places,
+            )
         hidden_states, logits, loss = record.last_hidden_state, None, None
         if places is None:
             labels = self.ids("labels", labels, tuple(hidden_states.shape[:-1]))
@@ -198,7 +222,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else cross_entropy(logits, labels)
         elif labels is not None:
-            loss = self.lm_head(hidden_states, labels_at(labels, places))
+            loss = self.lm_head(hidden_states, labels_at(labels, places), *tables)
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 
     def places(self, labels: Tensor, tokens: Tensor | None) -> Tensor | None:

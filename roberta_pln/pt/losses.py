@@ -102,7 +102,10 @@ def labelled_cross_entropy(
 
 
 class Decoded(torch.autograd.Function):
-    """The mean that `in_chunks` finds, which gives the gradients on."""
+    """The mean that `in_chunks` finds, which gives the gradients on, to somebody who may write into them.
+
+    A second backward pass through the same graph computes them anew.
+    """
 
     @staticmethod
     def forward(states: Tensor, labels: Tensor, table: Tensor, bias: Tensor, needed: list[bool]) -> tuple:
@@ -111,14 +114,24 @@ class Decoded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        states, _, table, bias, _ = inputs
-        ctx.mark_non_differentiable(*(gradient for gradient in output[1:] if gradient is not None))
+        *tensors, ctx.needed = inputs
+        gradients = output[1:]
+        ctx.mark_non_differentiable(*(gradient for gradient in gradients if gradient is not None))
         ctx.set_materialize_grads(False)  # zeros as large as the table for an output that nobody differentiates
-        ctx.save_for_backward(states, table, bias, *output[1:])
+        if is_transformed():  # which see nothing but what is saved
+            ctx.save_for_backward(*tensors, *gradients)
+        else:
+            ctx.save_for_backward(*tensors)
+            ctx.gradients = gradients
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        (states, labels, table, bias), gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if not gradients:
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                gradients = Decoded.forward(states.detach(), labels, table.detach(), bias.detach(), ctx.needed)[1:]
+        inputs = states, table, bias
         if is_one(upstream):  # nothing to scale: a copy of the table would take longer than a layer
             pairs = zip(inputs, gradients, strict=True)
             states, table, bias = (None if gradient is None else gradient.to(x.dtype) for x, gradient in pairs)

@@ -172,9 +172,11 @@ def in_chunks(
         return i + 1, total, of_states, of_table, of_bias
 
     chunks = tf.reduce_sum(tf.cast(labels[:, 0] != IGNORE_INDEX, tf.int32))  # the others have no labels
-    starts = [tf.zeros(tf.shape(x), wide) for x in (states, table, bias)] if gradients else []
+    zero = tf.zeros((), wide)
+    # The first one before the loop, whose sums then begin with it: a table of zeros would be there beside its gradient.
+    first = chunk(0, zero, *([tf.zeros(tf.shape(states), wide), zero, zero] if gradients else []))
     # One at a time, or the logits of several are there at once.
-    _, *found = tf.while_loop(lambda i, *_: i < chunks, chunk, (0, tf.zeros((), wide), *starts), parallel_iterations=1)
+    _, *found = tf.while_loop(lambda i, *_: i < chunks, chunk, first, parallel_iterations=1)
     return tuple(found)
 
 

@@ -33,7 +33,7 @@ LABELS = {
     "in one row": np.where(np.arange(3)[:, None] == 1, IDS, -100),
     "none": np.full((3, 11), -100),
 }
-CHUNKS = {"one chunk": numerics.LOGITS_PER_CHUNK, "chunks of three rows": 3 * 99, "one row at a time": 1}
+CHUNKS = {"one chunk": numerics.LOGITS_PER_CHUNK, "chunks of five rows": 5 * 99, "one row at a time": 1}
 
 
 @cache
@@ -341,6 +341,82 @@ def test_pt_a_loss_can_be_gone_back_through_again(head):
     np.testing.assert_array_equal(table.grad, 2 * once)
     (-4 * loss).backward()  # a power of two rounds nothing
     np.testing.assert_array_equal(table.grad, -2 * once)
+
+
+@only("pt")
+def test_pt_lookup_and_decoder_share_a_gradient(monkeypatch):
+    """Where the table is one, and nobody sees the lookup or has changed it; the gradients are the same both ways."""
+    import copy
+
+    import torch
+
+    from roberta_pln.pt import heads
+
+    class Shifted(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward((ids + 1) % 99)
+
+    handed_on, original = [], heads.table_handed_on
+
+    def counted():
+        handed_on.append(True)
+        return original()
+
+    def changed(head: str, change) -> torch.nn.Module:
+        asked = copy.deepcopy(model("pt", head)).train()
+        change(asked.roberta_prelayernorm.embeddings)
+        return asked
+
+    def shift(of):
+        of.word_embeddings.__class__ = Shifted
+
+    def watch(of):
+        of.word_embeddings.register_forward_hook(lambda module, given, rows: 2 * rows)
+
+    def bound(of):
+        of.word_embeddings.max_norm = 0.1
+
+    def untouched(of):
+        pass
+
+    monkeypatch.setattr(heads, "table_handed_on", counted)
+    cases = [("masked", untouched, True), ("causal", untouched, True), ("masked, untied", untouched, False)]
+    for head, change, shares in [*cases, *(("masked", change, False) for change in (shift, watch, bound))]:
+        asked = changed(head, change)
+        handed_on.clear()
+        _, ours = run("pt", asked, LABELS["few"])
+        assert handed_on == [True] * shares, (head, change.__name__)
+        _, expected = run("pt", asked, LABELS["few"], output_logits=True)
+        assert failures({"labelled": ours, "plain": expected}) == [], (head, change.__name__)
+    handed_on.clear()
+    model("pt", "masked").eval()(IDS, labels=IDS)
+    assert handed_on == []
+
+
+@only("pt")
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_pt_gradients_of_a_shared_lookup(padding_idx):
+    """Against differences, also the second ones; with rows, the table, or both made use of."""
+    import torch
+
+    from roberta_pln.pt.embeddings import LookUp
+
+    ids = torch.tensor([[0, 2, 2], [3, 0, 1]])
+    table = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+
+    def rows(table):
+        found = LookUp.apply(table, ids, padding_idx)[0]
+        return found if padding_idx is None else found[ids != padding_idx]
+
+    def both(table):
+        found, handed_on = LookUp.apply(table, ids, padding_idx)
+        return (handed_on.sin() @ handed_on.T).sum() * found[ids != padding_idx].square().sum()
+
+    for function in (rows, both, lambda table: LookUp.apply(table, ids, padding_idx)[1].square()):
+        assert torch.autograd.gradcheck(function, table)
+        assert torch.autograd.gradgradcheck(function, table)
+    LookUp.apply(table, ids, padding_idx)[0].sum().backward()
+    assert (table.grad[1] == (1 if padding_idx is None else 0)).all()
 
 
 @pytest.mark.parametrize("backend", NAMES)

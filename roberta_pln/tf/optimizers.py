@@ -1,7 +1,7 @@
 """The optimizer that trains as PyTorch's and optax's do."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -10,6 +10,23 @@ import tensorflow as tf
 from roberta_pln.tf.layers import at_least_float32
 
 Rate = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]
+
+
+class Factors(NamedTuple):
+    """What the updates of all variables in a step have in common, float64.
+
+    Attributes:
+        decay: share of a variable that it loses.
+        rate: the learning rate behind the correction of the first moment.
+        root: what corrects the root of the second moment.
+        rate_of_root, epsilon_of_root: rate and epsilon times that, for a root that is not corrected.
+    """
+
+    decay: tf.Tensor
+    rate: tf.Tensor
+    root: tf.Tensor
+    rate_of_root: tf.Tensor
+    epsilon_of_root: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
@@ -60,17 +77,29 @@ class AdamW(keras.optimizers.AdamW):
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Leave it to `update_step`: Keras lets all variables decay before the step, when it has no gradients yet."""
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+    def _backend_update_step(
+        self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[Any], learning_rate: tf.Tensor
+    ) -> None:
+        """Update the variables with what all updates have in common; by itself, each would compute it."""
+        super()._backend_update_step(grads, trainable_variables, self.factors(learning_rate))
+
+    def factors(self, learning_rate: tf.Tensor) -> Factors:
+        """What the updates of this step have in common."""
+        rate, step = tf.cast(learning_rate, tf.float64), tf.cast(self.iterations + 1, tf.float64)
+        correction_1, correction_2 = (1 - tf.constant(beta, tf.float64) ** step for beta in (self.beta_1, self.beta_2))
+        root = tf.sqrt(correction_2)
+        decay = rate * self.weight_decay if self.weight_decay else tf.zeros_like(rate)
+        return Factors(decay, rate / correction_1, root, rate / correction_1 * root, self.epsilon * root)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | Factors) -> None:
         """Let one variable decay, and move it."""
+        common = learning_rate if isinstance(learning_rate, Factors) else self.factors(learning_rate)
         if self.weight_decay and self._use_weight_decay(variable):
-            self._decay(variable, tf.cast(learning_rate, tf.float64) * self.weight_decay, gradient)
+            self._decay(variable, common.decay, gradient)
         dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
-        step = tf.cast(self.iterations + 1, tf.float64)
-        correction_1, correction_2 = (1 - tf.constant(beta, tf.float64) ** step for beta in (self.beta_1, self.beta_2))
 
         gradient = tf.cast(gradient, dtype)
-        rate = tf.cast(learning_rate, tf.float64) / correction_1
         if not self.amsgrad and variable.dtype == first.dtype == dtype:  # one pass over memory, not a dozen
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
@@ -78,10 +107,10 @@ class AdamW(keras.optimizers.AdamW):
                 v=second.value.handle,
                 beta1_power=tf.zeros((), dtype),  # too coarse in float32: the rate and epsilon have them in
                 beta2_power=tf.zeros((), dtype),
-                lr=tf.cast(rate * tf.sqrt(correction_2), dtype),
+                lr=tf.cast(common.rate_of_root, dtype),
                 beta1=tf.constant(self.beta_1, dtype),
                 beta2=tf.constant(self.beta_2, dtype),
-                epsilon=tf.cast(self.epsilon * tf.sqrt(correction_2), dtype),
+                epsilon=tf.cast(common.epsilon_of_root, dtype),
                 grad=gradient,
             )
             return
@@ -93,8 +122,8 @@ class AdamW(keras.optimizers.AdamW):
         if self.amsgrad:
             v = tf.maximum(tf.cast(self._velocity_hats[index], dtype), v)
             self.assign(self._velocity_hats[index], v)
-        denominator = tf.sqrt(v) / tf.cast(tf.sqrt(correction_2), dtype) + self.epsilon
-        self.assign(variable, tf.cast(variable, dtype) - tf.cast(rate, dtype) * m / denominator)
+        denominator = tf.sqrt(v) / tf.cast(common.root, dtype) + self.epsilon
+        self.assign(variable, tf.cast(variable, dtype) - tf.cast(common.rate, dtype) * m / denominator)
 
     def _decay(self, variable: tf.Variable, share: tf.Tensor, gradient: tf.Tensor) -> None:
         """Take a share of a variable away, once its gradient is there.

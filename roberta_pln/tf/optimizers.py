@@ -13,13 +13,14 @@ Rate = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf
 
 
 class Factors(NamedTuple):
-    """What the updates of all variables in a step have in common, float64.
+    """What the updates of all variables in a step have in common.
 
     Attributes:
         decay: share of a variable that it loses.
         rate: the learning rate behind the correction of the first moment.
         root: what corrects the root of the second moment.
         rate_of_root, epsilon_of_root: rate and epsilon times that, for a root that is not corrected.
+        beta_1, beta_2, zero: constants.
     """
 
     decay: tf.Tensor
@@ -27,6 +28,9 @@ class Factors(NamedTuple):
     root: tf.Tensor
     rate_of_root: tf.Tensor
     epsilon_of_root: tf.Tensor
+    beta_1: tf.Tensor
+    beta_2: tf.Tensor
+    zero: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("roberta_pln")
@@ -81,22 +85,27 @@ class AdamW(keras.optimizers.AdamW):
         self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[Any], learning_rate: tf.Tensor
     ) -> None:
         """Update the variables with what all updates have in common; by itself, each would compute it."""
-        super()._backend_update_step(grads, trainable_variables, self.factors(learning_rate))
+        dtypes = {at_least_float32(tf.as_dtype(variable.dtype)) for variable in trainable_variables}
+        common = {dtype.name: self.factors(learning_rate, dtype) for dtype in dtypes}
+        super()._backend_update_step(grads, trainable_variables, common)
 
-    def factors(self, learning_rate: tf.Tensor) -> Factors:
-        """What the updates of this step have in common."""
+    def factors(self, learning_rate: tf.Tensor, dtype: tf.DType) -> Factors:
+        """What the updates of this step have in common, computed in float64."""
         rate, step = tf.cast(learning_rate, tf.float64), tf.cast(self.iterations + 1, tf.float64)
         correction_1, correction_2 = (1 - tf.constant(beta, tf.float64) ** step for beta in (self.beta_1, self.beta_2))
-        root = tf.sqrt(correction_2)
-        decay = rate * self.weight_decay if self.weight_decay else tf.zeros_like(rate)
-        return Factors(decay, rate / correction_1, root, rate / correction_1 * root, self.epsilon * root)
+        decay, rate, root = rate * (self.weight_decay or 0.0), rate / correction_1, tf.sqrt(correction_2)
+        computed = (tf.cast(number, dtype) for number in (decay, rate, root, rate * root, self.epsilon * root))
+        return Factors(*computed, *(tf.constant(number, dtype) for number in (self.beta_1, self.beta_2, 0)))
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | Factors) -> None:
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | dict[str, Factors]
+    ) -> None:
         """Let one variable decay, and move it."""
-        common = learning_rate if isinstance(learning_rate, Factors) else self.factors(learning_rate)
+        dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
+        known = isinstance(learning_rate, dict)
+        common = learning_rate[dtype.name] if known else self.factors(learning_rate, dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             self._decay(variable, common.decay, gradient)
-        dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
 
         gradient = tf.cast(gradient, dtype)
@@ -105,12 +114,12 @@ class AdamW(keras.optimizers.AdamW):
                 var=variable.handle,
                 m=first.value.handle,
                 v=second.value.handle,
-                beta1_power=tf.zeros((), dtype),  # too coarse in float32: the rate and epsilon have them in
-                beta2_power=tf.zeros((), dtype),
-                lr=tf.cast(common.rate_of_root, dtype),
-                beta1=tf.constant(self.beta_1, dtype),
-                beta2=tf.constant(self.beta_2, dtype),
-                epsilon=tf.cast(common.epsilon_of_root, dtype),
+                beta1_power=common.zero,  # too coarse in float32: the rate and epsilon have them in
+                beta2_power=common.zero,
+                lr=common.rate_of_root,
+                beta1=common.beta_1,
+                beta2=common.beta_2,
+                epsilon=common.epsilon_of_root,
                 grad=gradient,
             )
             return
@@ -122,8 +131,8 @@ class AdamW(keras.optimizers.AdamW):
         if self.amsgrad:
             v = tf.maximum(tf.cast(self._velocity_hats[index], dtype), v)
             self.assign(self._velocity_hats[index], v)
-        denominator = tf.sqrt(v) / tf.cast(common.root, dtype) + self.epsilon
-        self.assign(variable, tf.cast(variable, dtype) - tf.cast(common.rate, dtype) * m / denominator)
+        denominator = tf.sqrt(v) / common.root + self.epsilon
+        self.assign(variable, tf.cast(variable, dtype) - common.rate * m / denominator)
 
     def _decay(self, variable: tf.Variable, share: tf.Tensor, gradient: tf.Tensor) -> None:
         """Take a share of a variable away, once its gradient is there.

@@ -36,13 +36,10 @@ def features(head):
     return rows
 
 
-def trained(backend, head, batch, accumulation):
+def trained(backend, trainer, batch):
     """The loss, the state behind a step, and predictions."""
-    config = tiny_config(num_labels=CLASSES)
     with precision(backend, "float64"):
-        recipe = Recipe(precision="float64", accumulation=accumulation)
-        trainer = trainer_class(backend).build(config, head, recipe)
-        tensors = random_tensors(config, head)
+        tensors = random_tensors(trainer.model.config, trainer.model.head)
         trainer.restore(state.start({name: array.astype("float64") for name, array in tensors.items()}))
         loss = float(trainer.step(batch, 1e-3))
         return loss, trainer.snapshot().weights, trainer.predict(batch)
@@ -55,9 +52,15 @@ def test_a_step_is_the_same(backend, head):
     alone = collate([feature for row in rows for feature in row], 1)
     packed = collate_packed(rows, 1, 10)
     assert packed["input_ids"].shape == (4, 10)
-    expected = trained(backend, head, alone, 1)
-    for accumulation in (1, 4):  # the last of four shares has no label
-        loss, weights, said = trained(backend, head, packed, accumulation)
+    config = tiny_config(num_labels=CLASSES)
+    with precision(backend, "float64"):
+        whole, in_shares = (
+            trainer_class(backend).build(config, head, Recipe(precision="float64", accumulation=count))
+            for count in (1, 4)
+        )
+    expected = trained(backend, whole, alone)
+    for trainer in (whole, in_shares):  # the last of four shares has no label
+        loss, weights, said = trained(backend, trainer, packed)
         assert abs(loss - expected[0]) < 1e-13  # roundings of sums of some dozen numbers near 5
         for name, array in expected[1].items():
             np.testing.assert_allclose(weights[name], array, rtol=0, atol=TOLERANCE, err_msg=name)

@@ -66,7 +66,8 @@ class MultiHeadAttention(Block):
         else:
             context, attentions = mix(query, key, value, bias, head_mask, key_of_dropout)
         context = context.swapaxes(1, 2)  # (B, T, H, K)
-        return context.reshape(*context.shape[:2], -1), attentions if output_attentions else None
+        size = self.num_heads * self.head_size
+        return context.reshape(*context.shape[:2], size), attentions if output_attentions else None
 
     def is_recomputed(self, output_attentions: bool) -> bool:
         """Whether the backward pass computes the probabilities anew instead of keeping them.

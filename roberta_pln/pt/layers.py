@@ -185,7 +185,7 @@ class DenseAfter(torch.autograd.Function):
             wanted = [x for x, needed in zip(inputs, of_inputs, strict=True) if needed]
             found = iter(torch.autograd.grad(before, wanted, slopes, create_graph=twice))
         rows = [above.reshape(-1, above.shape[-1]) for above in upstream]
-        columns = (before if twice else before.detach()).reshape(len(rows[0]), -1)
+        columns = (before if twice else before.detach()).flatten(0, -2)
         return (
             None,
             None,

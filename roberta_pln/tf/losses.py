@@ -103,8 +103,9 @@ def labelled_cross_entropy(
     order = tf.argsort(tf.cast(labels == IGNORE_INDEX, tf.int32), stable=True)
     states, labels = tf.gather(tf.reshape(states, (count, size)), order), tf.gather(labels, order)
     rows = max(1, LOGITS_PER_CHUNK // table.shape[0])
-    rows = min(rows, max(1, count)) if isinstance(count, int) else tf.clip_by_value(count, 1, rows)
-    missing = -count % rows
+    least = max(1, count) if isinstance(count, int) else tf.maximum(count, 1)  # a chunk even of no tokens
+    rows = min(rows, least) if isinstance(count, int) else tf.minimum(rows, least)
+    missing = least - count + -least % rows
     states = tf.reshape(tf.pad(states, ((0, missing), (0, 0))), (-1, rows, size))
     labels = tf.reshape(tf.pad(labels, ((0, missing),), constant_values=IGNORE_INDEX), (-1, rows))
     return decoded(states, labels, tf.convert_to_tensor(table), tf.convert_to_tensor(bias), training)

@@ -141,6 +141,18 @@ def test_backends_agree(head):
     assert failures(answers) == []
 
 
+@pytest.mark.parametrize("head", ["masked", "causal"])
+@pytest.mark.parametrize("backend", NAMES)
+def test_no_texts(backend, head):
+    """A batch of none has a loss as one without labels has, and moves nothing."""
+    ids = np.zeros((0, 11), np.int64)
+    runs = {"pt": run_pt, "tf": run_tf, "flax": run_flax}
+    with precision(backend, "float64"):
+        record, gradients = runs[backend](model(backend, head), {"input_ids": ids, "labels": ids})
+        assert np.isnan(float(record.loss))
+        assert not any(np.asarray(array).any() for array in gradients.values())
+
+
 @pytest.mark.parametrize("backend", NAMES)
 def test_a_chunk_left_out_is_seen(backend, monkeypatch):
     """The control: the labels of the last of three chunks count, but are not computed."""

@@ -63,7 +63,7 @@ class Embeddings(nn.Module):
         """Rows of the word table, (B, T) -> (B, T, D); in a block of `table_handed_on`, by `LookUp`."""
         words = self.word_embeddings
         handed_on = None if torch.compiler.is_compiling() else _handed_on.get()
-        if handed_on != []:
+        if handed_on != []:  # no block, or one whose table is there already
             return look_up("input_ids", words, input_ids, "vocab_size")
         check_range("input_ids", input_ids, words.num_embeddings, "vocab_size")
         rows, table = LookUp.apply(words.weight, input_ids, words.padding_idx)

@@ -124,7 +124,8 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
             A `CausalLMOutput`; its loss is None without labels and NaN when no label is left.
         """
         wants_logits = checks.wants_logits(output_logits, labels is not None, self.training)
-        with shared_table(self.roberta_prelayernorm, self.lm_head, labels is not None and not wants_logits) as tables:
+        decodes_labelled = labels is not None and not wants_logits
+        with shared_table(self.roberta_prelayernorm, self.lm_head, decodes_labelled) as tables:
             record = self.roberta_prelayernorm(
                 input_ids,
                 attention_mask,
@@ -148,7 +149,7 @@ class RobertaPreLayerNormForCausalLM(Generation, RobertaPreLayerNormPreTrainedMo
         if wants_logits:
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else causal_cross_entropy(logits, labels)
-        elif labels is not None:
+        elif decodes_labelled:
             loss = self.lm_head(hidden_states, next_labels(labels), *tables)
         output = CausalLMOutput(
             loss, logits, record.past_key_values, record.hidden_states, record.attentions, record.cross_attentions
@@ -196,9 +197,10 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         """
         labels = self.ids("labels", labels, (None, None))
         wants_logits = checks.wants_logits(output_logits, labels is not None, self.training)
+        decodes_labelled = labels is not None and not wants_logits
         tokens = self.tensor(input_ids if inputs_embeds is None else inputs_embeds)
-        places = None if labels is None or wants_logits else self.places(labels, tokens)
-        with shared_table(self.roberta_prelayernorm, self.lm_head, labels is not None and not wants_logits) as tables:
+        places = self.places(labels, tokens) if decodes_labelled else None
+        with shared_table(self.roberta_prelayernorm, self.lm_head, decodes_labelled) as tables:
             record = self.roberta_prelayernorm(
                 input_ids,
                 attention_mask,
@@ -221,7 +223,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         if wants_logits:
             logits = self.lm_head(hidden_states)
             loss = None if labels is None else cross_entropy(logits, labels)
-        elif labels is not None:
+        elif decodes_labelled:
             loss = self.lm_head(hidden_states, labels_at(labels, places), *tables)
         return self.returned(MaskedLMOutput(loss, logits, record.hidden_states, record.attentions), return_dict)
 

@@ -96,12 +96,15 @@ def run_flax(model, inputs, **options):
     return record, weights.dump(model, found)
 
 
+RUNS = {"pt": run_pt, "tf": run_tf, "flax": run_flax}
+
+
 def run(backend: str, model, labels: np.ndarray, **options):
     """The record of a call in training, and the loss with every gradient by name."""
     inputs = {**INPUTS["right padding"], "labels": labels}
     dtype = str(model.dtype).removeprefix("torch.") if backend != "tf" else model.dtype_policy.compute_dtype
     with precision(backend, dtype):
-        record, gradients = {"pt": run_pt, "tf": run_tf, "flax": run_flax}[backend](model, inputs, **options)
+        record, gradients = RUNS[backend](model, inputs, **options)
         arrays = {f"gradient.{name}": np.asarray(value) for name, value in gradients.items()}
         loss = record.loss.detach() if backend == "pt" else record.loss
         return record, {"loss": np.asarray(loss), **arrays}
@@ -146,9 +149,8 @@ def test_backends_agree(head):
 def test_no_texts(backend, head):
     """A batch of none has a loss as one without labels has, and moves nothing."""
     ids = np.zeros((0, 11), np.int64)
-    runs = {"pt": run_pt, "tf": run_tf, "flax": run_flax}
     with precision(backend, "float64"):
-        record, gradients = runs[backend](model(backend, head), {"input_ids": ids, "labels": ids})
+        record, gradients = RUNS[backend](model(backend, head), {"input_ids": ids, "labels": ids})
         assert np.isnan(float(record.loss))
         assert not any(np.asarray(array).any() for array in gradients.values())
 

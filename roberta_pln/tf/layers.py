@@ -147,7 +147,7 @@ class Dropout(Module):
             return tf.zeros_like(inputs)
         seed = tf.cast(next_seed(self.seed_generator), tf.int32)
         draw = self.draw if self.is_coarse() else self.draw_finely
-        return tf.where(draw(shape_of(inputs), seed), inputs / (1 - self.rate), 0)
+        return tf.where(draw(shape_of(inputs), seed), inputs * (1 / (1 - self.rate)), 0)
 
     def is_coarse(self) -> bool:
         """Whether 16 bits are enough for this rate."""
@@ -157,10 +157,12 @@ class Dropout(Module):
         """Which elements stay."""
         count = math.prod(shape)
         numbers = tf.random.stateless_uniform((1 + (count + 1) // 2,), seed, None, None, tf.uint32)
-        rounding = tf.cast(numbers[-1], tf.float64) * 2**-32  # in [0, 1)
-        zeros = tf.cast(tf.floor(self.rate * 2**16 + rounding) - 2**15, tf.int16)  # of the 2**16 numbers the least
-        halves = tf.reshape(tf.bitcast(numbers[:-1], tf.int16), (-1,))
-        return tf.reshape(halves[:count] >= zeros, shape)
+        rest, whole = math.modf(self.rate * 2**16)
+        one_more = numbers[-1] > np.uint32((1 - rest) * 2**32 - 1)
+        zeros = tf.cast(one_more, tf.int16) + np.int16(whole - 2**15)  # of the 2**16 numbers those that are smaller
+        stay = tf.bitcast(numbers[:-1], tf.int16) >= zeros
+        exact = isinstance(count, int) and count % 2 == 0
+        return tf.reshape(stay if exact else tf.reshape(stay, (-1,))[:count], shape)
 
     def draw_finely(self, shape: list[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
         """The same for a rate that 16 bits are too coarse for."""
@@ -332,7 +334,7 @@ def linear(
     """activation(inputs kernel + bias) over the last axis, as one product of matrices, which is what TensorFlow fuses
     with the rest, as long as nothing comes between them."""
     *lengths, size = shape_of(inputs)
-    outputs = tf.matmul(tf.reshape(inputs, (math.prod(lengths), size)), kernel, transpose_b=transpose)
+    outputs = tf.matmul(tf.reshape(inputs, (-1, size)), kernel, transpose_b=transpose)
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
     outputs = outputs if activation is None else activation(outputs)
     return tf.reshape(outputs, (*lengths, outputs.shape[-1]))
@@ -340,8 +342,10 @@ def linear(
 
 def shape_of(tensor: tf.Tensor) -> list[int | tf.Tensor]:
     """Lengths of the axes: numbers where they are known while tracing, tensors where they are not."""
-    lengths = tf.shape(tensor)
-    return [lengths[axis] if length is None else length for axis, length in enumerate(tensor.shape)]
+    if tensor.shape.is_fully_defined():
+        return list(tensor.shape)
+    lengths = tf.unstack(tf.shape(tensor))
+    return [found if known is None else known for known, found in zip(tensor.shape, lengths, strict=True)]
 
 
 def at_least_float32(dtype: tf.DType) -> tf.DType:

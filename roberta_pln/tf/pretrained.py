@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
@@ -403,6 +403,16 @@ class RobertaPreLayerNormPreTrainedModel(keras.Model):
         return record if as_record else record.plain()
 
     # ------------------------------------------------------------- Keras' fit, evaluate and predict
+
+    def make_train_function(self, force: bool = False) -> Callable[..., Any] | None:
+        """Keras' compiled step, with the optimizer's variables made before it.
+
+        Made inside, as Keras does, each of them is behind a condition, and TensorFlow traces the step twice.
+        """
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update. A language model returns logits only if `compile` has a loss or metrics that read them."""

@@ -118,6 +118,17 @@ def test_a_metric_beside_the_models_own_loss():
     assert fit(model, {"input_ids": ids, "labels": ids})["accuracy"] == pytest.approx([accuracy])
 
 
+def test_a_step_is_traced_once(monkeypatch):
+    """Keras makes the optimizer's variables in the step, which then is traced again without that."""
+    model, traced, step = masked_lm(), [], RobertaPreLayerNormForMaskedLM.train_step
+    monkeypatch.setattr(
+        RobertaPreLayerNormForMaskedLM, "train_step", lambda self, data: traced.append(data) or step(self, data)
+    )
+    fit(compiled(model, optimizer="adamw", run_eagerly=False), INPUT, LABELS, epochs=2)
+    assert len(traced) == 1
+    assert model.optimizer.iterations == 2
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_predict_returns_the_record_in_numpy(jit_compile):
     model = compiled(masked_lm(output_hidden_states=True), run_eagerly=False, jit_compile=jit_compile)

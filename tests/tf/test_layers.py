@@ -38,7 +38,7 @@ def test_a_share_of_the_elements_is_zero(rate, dtype):
     zeros = np.mean(y.numpy() == 0)
     assert abs(zeros - rate) < 5 * math.sqrt(rate * (1 - rate) / SIZE)  # five standard deviations
     kept = y[y != 0]
-    tf.debugging.assert_equal(kept, tf.fill(kept.shape, tf.ones((), dtype) / (1 - rate)))
+    tf.debugging.assert_equal(kept, tf.fill(kept.shape, tf.constant(1 / (1 - rate), dtype)))
     tf.debugging.assert_equal(tape.gradient(y, x), y)
 
 

@@ -321,7 +321,7 @@ def later(tensor: tf.Tensor, *upstream: tf.Tensor) -> tf.Tensor:
 
 def sum_of_rows(x: tf.Tensor) -> tf.Tensor:
     """(..., D) -> (D,), in half the time that `tf.reduce_sum` takes for it."""
-    return tf.raw_ops.BiasAddGrad(out_backprop=tf.reshape(x, (-1, x.shape[-1])))
+    return tf.raw_ops.BiasAddGrad(out_backprop=x if x.shape.rank == 2 else tf.reshape(x, (-1, x.shape[-1])))
 
 
 def linear(

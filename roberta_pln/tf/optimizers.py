@@ -84,10 +84,13 @@ class AdamW(keras.optimizers.AdamW):
     def _backend_update_step(
         self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[Any], learning_rate: tf.Tensor
     ) -> None:
-        """Update the variables with what all updates have in common; by itself, each would compute it."""
-        dtypes = {at_least_float32(tf.as_dtype(variable.dtype)) for variable in trainable_variables}
-        common = {dtype.name: self.factors(learning_rate, dtype) for dtype in dtypes}
-        super()._backend_update_step(grads, trainable_variables, common)
+        """Update the variables with what all updates have in common."""
+        super()._backend_update_step(grads, trainable_variables, self.common(trainable_variables, learning_rate))
+
+    def common(self, variables: Sequence[tf.Variable], learning_rate: tf.Tensor) -> dict[str, Factors]:
+        """What the updates of these variables in this step have in common, by the dtype that each computes in."""
+        dtypes = {at_least_float32(tf.as_dtype(variable.dtype)) for variable in variables}
+        return {dtype.name: self.factors(learning_rate, dtype) for dtype in dtypes}
 
     def factors(self, learning_rate: tf.Tensor, dtype: tf.DType) -> Factors:
         """What the updates of this step have in common, computed in float64."""
@@ -100,10 +103,17 @@ class AdamW(keras.optimizers.AdamW):
     def update_step(
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor | dict[str, Factors]
     ) -> None:
-        """Let one variable decay, and move it."""
+        """Let one variable decay, and move it.
+
+        Args:
+            gradient: of the variable's shape.
+            variable: one that the optimizer was built for.
+            learning_rate: the rate, or what `common` makes of it, which by itself each update computes.
+        """
         dtype, index = at_least_float32(variable.dtype), self._get_variable_index(variable)
-        known = isinstance(learning_rate, dict)
-        common = learning_rate[dtype.name] if known else self.factors(learning_rate, dtype)
+        if not isinstance(learning_rate, dict):
+            learning_rate = self.common([variable], learning_rate)
+        common = learning_rate[dtype.name]
         if self.weight_decay and self._use_weight_decay(variable):
             self._decay(variable, common.decay, gradient)
         first, second = self._momentums[index], self._velocities[index]

@@ -217,8 +217,9 @@ class Trainer:
             norm = tf.linalg.global_norm(list(gradients.values()))
             scale = tf.minimum(self.recipe.clip / (norm + CLIP_EPSILON), 1)
             gradients = {number: gradient * scale for number, gradient in gradients.items()}
+        common = self.optimizer.common([self.variables[number] for number in gradients], rate)
         for number, gradient in gradients.items():
-            self.optimizer.update_step(gradient, self.variables[number], rate)
+            self.optimizer.update_step(gradient, self.variables[number], common)
 
     def _predict(self, arrays: dict[str, tf.TensorSpec]) -> Callable:
         """What takes the rows of this process's replicas."""

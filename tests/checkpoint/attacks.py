@@ -509,7 +509,8 @@ def pickles(own: str) -> Iterator[Case]:
     streams = {key: spliced(pickled, value) for key, value in items.items()}
     streams |= {f"{key}, for the words": spliced(pickled, value, text(WORDS)) for key, value in tensors().items()}
     if own == "torch":  # the others begin as it does
-        streams |= {f"{key}, alone": b"\x80\x02" + value + b"." for key, value in (items | bombs()).items()}
+        light = {key: value for key, value in items.items() if key not in bombs()}
+        streams |= {f"{key}, alone": b"\x80\x02" + value + b"." for key, value in light.items()}
         streams |= {f"{key}, as a key": spliced(pickled, b"K\1", key=value) for key, value in (CALLS | bombs()).items()}
         streams |= {f"{key}, protocol 4": b"\x80\x04" + spliced(pickled, value)[2:] for key, value in CALLS.items()}
     streams |= broken()
@@ -570,8 +571,10 @@ def broken_starts(own: str) -> Iterator[Case]:
     content = sample(own).files[FILES["torch"]]
     rest = content.removeprefix(builders.LEGACY_START)
     yield instead(own, b"\x80\x02}" + text("little_endian") + b"\x88" + b"s." + rest)
-    for value in (CALLS | REFUSED_OPCODES | bombs()).values():
+    attacks = CALLS | REFUSED_OPCODES
+    for value in attacks.values():
         yield instead(own, b"\x80\x02" + value + b"." + content)
+    for value in (attacks | bombs()).values():
         yield instead(own, content[: -len(rest)] + rest.replace(b"e.", value + b"e.", 1), refused=False)
     for size in HUGE:
         at = content.rindex(b"e.") + 2

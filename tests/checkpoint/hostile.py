@@ -264,7 +264,7 @@ def blocks(rng: random.Random, name: str, file: str) -> bytes:
     )  # fmt: skip
 
 
-DAMAGE = {cut: 60, flip_header: 260, flip_data: 40, numbers: 160, blocks: 120}
+DAMAGE = {cut: 40, flip_header: 130, flip_data: 20, numbers: 80, blocks: 60}
 """What is done to a sample, and how many times; less often to one of many files, which takes longer to lay out."""
 MANY_FILES = 40
 

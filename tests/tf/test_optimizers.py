@@ -34,6 +34,16 @@ def moved(optimizer, dtype: str, jit_compile: bool = False, gradients=GRADIENTS)
     return tf.cast(variable, "float64").numpy()
 
 
+def test_a_variable_by_itself_moves_as_with_others():
+    """Where Keras does not ask for what updates have in common, each computes it."""
+    variable, optimizer = keras.Variable(START, dtype="float64", name="kernel"), AdamW(weight_decay=0.3)
+    optimizer.build([variable])
+    for gradient in GRADIENTS:
+        optimizer.update_step(tf.constant(gradient), variable, tf.constant(1e-3, tf.float64))
+        optimizer.iterations.assign_add(1)
+    np.testing.assert_array_equal(variable.numpy(), moved(AdamW(weight_decay=0.3), "float64"))
+
+
 def moved_by_torch(dtype: str, **options) -> np.ndarray:
     torch = pytest.importorskip("torch")
     parameter = torch.nn.Parameter(torch.tensor(START, dtype=getattr(torch, dtype)))

@@ -22,14 +22,30 @@ TWO = backends.installed()[:2]
 needs_two = pytest.mark.skipif(len(TWO) < 2, reason="a comparison needs two backends")
 
 
+def started(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without what `conftest` has set to silence TensorFlow."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**own, **environment})
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "roberta_pln.cli", *arguments]
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**quiet, **environment})
+    return started(sys.executable, "-m", "roberta_pln.cli", *arguments, **environment)
 
 
-def test_demo():
-    done = run("demo")
+@pytest.fixture
+def script(tmp_path):
+    """scripts/demo as it is, on the environment of scripts/test: both install in the same way."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv-demo").symlink_to(sys.prefix)
+    return tmp_path / "scripts" / "demo"
+
+
+def test_demo(script):
+    """By the script, where there is an environment for it, which calls the command."""
+    done = started(script) if STAMP.is_file() else run("demo")
+    assert "Installing" not in done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "Everything holds."
     for name in backends.installed():
@@ -37,19 +53,6 @@ def test_demo():
         assert title in done.stdout
         assert title in done.stderr  # progress
     assert not {"oneDNN", "cuda", "WARNING", "Warning"} & set((done.stdout + done.stderr).replace(":", " ").split())
-
-
-@pytest.mark.skipif(not STAMP.is_file(), reason="the environment was not made by scripts/test")
-def test_the_script_of_the_demo(tmp_path):
-    """scripts/demo as it is, on the environment of scripts/test: both install in the same way."""
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    (tmp_path / ".venv-demo").symlink_to(sys.prefix)
-    done = subprocess.run([tmp_path / "scripts" / "demo"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("Everything holds.\n")
-    assert "Installing" not in done.stderr
 
 
 def test_demo_goes_on_without_a_backend(tmp_path):

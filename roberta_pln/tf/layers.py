@@ -161,8 +161,8 @@ class Dropout(Module):
         one_more = numbers[-1] > np.uint32((1 - rest) * 2**32 - 1)
         zeros = tf.cast(one_more, tf.int16) + np.int16(whole - 2**15)  # of the 2**16 numbers those that are smaller
         stay = tf.bitcast(numbers[:-1], tf.int16) >= zeros
-        exact = isinstance(count, int) and count % 2 == 0
-        return tf.reshape(stay if exact else tf.reshape(stay, (-1,))[:count], shape)
+        even = isinstance(count, int) and count % 2 == 0
+        return tf.reshape(stay if even else tf.reshape(stay, (-1,))[:count], shape)
 
     def draw_finely(self, shape: list[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
         """The same for a rate that 16 bits are too coarse for."""

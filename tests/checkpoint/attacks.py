@@ -505,11 +505,11 @@ def pickles(own: str) -> Iterator[Case]:
     whole = builders.members(archive.files[archive.weights[0]])
     pickled = next(data for key, data in whole.items() if key.endswith("data.pkl"))
     named = {f"name {module}.{attribute}": name(module, attribute) + b")R" for module, attribute in NAMES}
-    items = CALLS | REFUSED_OPCODES | named | bombs() | tensors()
+    light = CALLS | REFUSED_OPCODES | named | tensors()
+    items = light | bombs()
     streams = {key: spliced(pickled, value) for key, value in items.items()}
     streams |= {f"{key}, for the words": spliced(pickled, value, text(WORDS)) for key, value in tensors().items()}
     if own == "torch":  # the others begin as it does
-        light = {key: value for key, value in items.items() if key not in bombs()}
         streams |= {f"{key}, alone": b"\x80\x02" + value + b"." for key, value in light.items()}
         streams |= {f"{key}, as a key": spliced(pickled, b"K\1", key=value) for key, value in (CALLS | bombs()).items()}
         streams |= {f"{key}, protocol 4": b"\x80\x04" + spliced(pickled, value)[2:] for key, value in CALLS.items()}

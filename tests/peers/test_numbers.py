@@ -97,7 +97,7 @@ def enlarged(inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
 
 def answers(backend: str, model, inputs: dict[str, np.ndarray], **flags) -> dict[str, np.ndarray]:
     """Every array of the record, the parts of the inputs stacked; a loss that transformers leaves open is averaged."""
-    if inputs.keys() == without_labels(inputs).keys():  # only a loss is of all rows that are given together
+    if inputs.keys().isdisjoint(LABELS):  # only a loss is of all rows that are given together
         found = arrays(call(backend, model, inputs, **flags))
         return {name: np.stack(np.split(value, PARTS)) for name, value in found.items()}
     parts = []
